@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package plan is what the transient `start` tells the resident shim about
+// its container: everything that would need JSON, TOML or a search of PATH to
+// find out, found out once.
+//
+// A Plan goes to the resident through a memfd and stays in the bundle as a
+// file, where `delete` and a program that replaces the resident read it. The
+// encoding is protobuf's: a reader skips what it does not know and leaves zero
+// what an older writer did not say, so every field's zero value must be the
+// safe choice. Field numbers are never reused.
+//
+// The package owns the data and its encoding, not how it is found
+// (shim/bootstrap, shim/options) nor what is done with it.
+package plan
+
+// Names of the files in a bundle that berth's parts agree on.
+const (
+	// File holds the encoded Plan.
+	File = "berth.plan"
+	// ServerFile holds the resident's "<pid> <start time>", see Identity.
+	ServerFile = "shim.pid"
+	// InitPidFile is written by the OCI runtime.
+	InitPidFile = "init.pid"
+	// ExitFile holds "<code> <unix nanoseconds> <pid>" once init has ended
+	// and its output is complete. A bare "<code>" is understood too.
+	ExitFile = "exit"
+	// OOMFile marks a container that the kernel killed for its memory.
+	OOMFile = "oom"
+	// RuntimeLog is the OCI runtime's JSON log.
+	RuntimeLog = "log.json"
+)
+
+// ServerFD and PlanFD are the descriptors a fresh resident inherits.
+const (
+	ServerFD = 3
+	PlanFD   = 4
+)
+
+// Plan describes one container and the settings that apply to it.
+type Plan struct {
+	// Who and where.
+	Namespace string
+	ID        string
+	Bundle    string // absolute
+	Work      string // absolute; persistent, "" when the bundle has no `work` link
+	Socket    string // path of the shim's own socket
+	Binary    string // the shim's program, for handover and for transient helpers
+
+	// containerd, as it introduced itself. Addresses are paths, without scheme.
+	Address          string
+	TTRPCAddress     string
+	ContainerdBinary string
+	LogLevel         int32 // containerd's scale: 0 info, negative more verbose
+	Debug            bool
+
+	// Options as `start` received them, to recognise them in Create: the type
+	// ("" when there were none) and the FNV-1a sum of the value.
+	OptionsType string
+	OptionsSum  uint64
+
+	// The OCI runtime.
+	Runtime       string // absolute path
+	Root          string // its state root, namespace included
+	Systemd       bool
+	NoPivot       bool
+	NoNewKeyring  bool
+	CriuImagePath string
+	CriuWorkPath  string
+	CreateTimeout int64 // nanoseconds; 0: DefaultCreateTimeout
+	ExecAffinity  string
+	MonitorEnv    []string // KEY=VALUE for the runtime's processes
+
+	// Shortcuts around the runtime that settings and spec allow.
+	NativeStart  bool
+	NativeDelete bool
+	Native       bool // kill, pause, resume, pids
+
+	// What the spec says.
+	SharedPidNS    bool // init is not the reaper of its own PID namespace
+	Terminal       bool
+	CgroupsPath    string
+	MemoryLimit    int64 // bytes; 0 none
+	SandboxID      string
+	ContainerType  string // "sandbox", "container" or "" outside CRI
+	HasOOMScoreAdj bool
+	OOMScoreAdj    int32
+
+	// The resident itself.
+	ShimCgroup     string
+	MonitorCgroup  string
+	HeapBoundBytes int64 // exec in place past it; 0: the resident's default
+
+	// Standard IO.
+	IoUID         uint32
+	IoGID         uint32
+	Direct        bool
+	SpoolMaxBytes int64 // 0: the spool's default; negative: no spool
+
+	// Logs written by berth itself.
+	LogDrivers        []string
+	LogSizeMaxBytes   int64
+	LogMaxFiles       int32
+	LogGlobalMaxBytes int64
+	LogLabels         []string
+	LogTag            string
+	LogAllowedDirs    []string
+	LogNoSync         bool
+}
