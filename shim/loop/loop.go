@@ -16,6 +16,7 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -41,6 +42,7 @@ type Loop struct {
 	events  [maxEvents]unix.EpollEvent
 	jobs    int
 	quiesce func()
+	pausing atomic.Bool // quiesce is set: read by jobs
 	stopped bool
 
 	mu     sync.Mutex
@@ -108,6 +110,7 @@ func (l *Loop) rest() {
 	}
 	if f := l.quiesce; f != nil {
 		l.quiesce = nil
+		l.pausing.Store(false)
 		f()
 	}
 	if l.Idle != nil {
@@ -198,12 +201,13 @@ func (l *Loop) Busy() bool { return l.jobs > 0 }
 // jobs that have no end of their own (copy loops) should come to one.
 func (l *Loop) Quiesce(f func()) {
 	l.quiesce = f
+	l.pausing.Store(true)
 	l.Post(func() {}) // a round, in case nothing else happens
 }
 
 // Quiescing tells jobs without an end of their own to pause. Safe from any
-// goroutine: at worst a job sees the change one step late.
-func (l *Loop) Quiescing() bool { return l.quiesce != nil }
+// goroutine.
+func (l *Loop) Quiescing() bool { return l.pausing.Load() }
 
 // Timer is a pending call made by After.
 type Timer struct {

@@ -269,12 +269,12 @@ var ErrFinished = fault.New(fault.NotFound, "process already finished")
 // Signal sends sig, 0 to probe. It returns ErrFinished when the process has
 // ended, InvalidArgument for a number that is no signal.
 func (p *Process) Signal(sig int) error {
-	if p.ended {
+	if p.ended || p.zombie() {
 		return ErrFinished
 	}
 	switch err := unix.Kill(p.pid, syscall.Signal(sig)); err {
 	case nil:
-		return p.probe(sig)
+		return nil
 	case unix.ESRCH:
 		return ErrFinished
 	case unix.EINVAL:
@@ -284,12 +284,10 @@ func (p *Process) Signal(sig int) error {
 	}
 }
 
-// probe tells a zombie, which accepts every signal, from a live process.
-func (p *Process) probe(int) error {
+// zombie tells whether the process has ended and waits to be reaped: until then
+// it accepts every signal.
+func (p *Process) zombie() bool {
 	var info unix.Siginfo
 	err := unix.Waitid(unix.P_PID, p.pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
-	if err == nil && info.Signo != 0 {
-		return ErrFinished
-	}
-	return nil
+	return err == nil && info.Signo != 0
 }
