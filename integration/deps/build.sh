@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# build.sh DIR
+#
+# Builds the programs that berth's tests and `make run` drive, from the Go
+# modules pinned by the go.mod files beside this script, into DIR/bin and
+# DIR/cni. Nothing is installed on the host. A program whose pin has not changed
+# is not built again; DIR/stamps remembers what was built.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+dir=${1:?usage: build.sh DIR}
+mkdir -p "$dir"/{bin,cni,stamps}
+dir=$(cd "$dir" && pwd)
+# The machine's own settings may name another toolchain or vendor mode.
+export GOFLAGS=-buildvcs=false GOWORK=off
+
+version() { # GROUP MODULE: the pinned version
+  awk -v m="$2" '{sub(/^require /, "")} $1 == m {print $2; exit}' "$here/$1/go.mod"
+}
+
+# group NAME MODULE FOLDER [FLAG...] -- PACKAGE...
+# Programs are named after the last element of their package.
+group() {
+  local name=$1 module=$2 folder=$3 flags=() stamp want v
+  shift 3
+  while [ "$1" != -- ]; do flags+=("$1"); shift; done
+  shift
+  v=$(version "$name" "$module")
+  want=$(printf '%s\n' "$v" "$(go env GOVERSION)" "${CGO_ENABLED:-}" "${flags[*]}" "$*"; cat "$here/$name/go.mod")
+  stamp=$dir/stamps/${!#}        # named after the last program of the group
+  stamp=$dir/stamps/${stamp##*/}
+  if [ -f "$stamp" ] && [ "$(<"$stamp")" = "$want" ]; then return; fi
+  echo "building $name $v"
+  # -s -w and -trimpath as the distributed binaries have it: what is measured
+  # against berth should be what people run.
+  (cd "$here/$name" && go build -trimpath "${flags[@]}" -o "$dir/$folder/" "$@")
+  printf '%s\n' "$want" > "$stamp"
+}
+
+containerd=github.com/containerd/containerd/v2
+linked="-s -w -X $containerd/version.Version=$(version containerd $containerd) -X $containerd/version.Package=$containerd"
+tags=urfave_cli_no_docs,static_build
+# The btrfs snapshotter alone needs cgo and its headers.
+CGO_ENABLED=0 group containerd $containerd bin -tags $tags,no_btrfs -ldflags "$linked" -- \
+  $containerd/cmd/containerd $containerd/cmd/ctr
+# no_grpc: as containerd's own Makefile builds the shim. Comparisons need it.
+CGO_ENABLED=0 group containerd $containerd bin -tags $tags,no_grpc -ldflags "$linked" -- \
+  $containerd/cmd/containerd-shim-runc-v2
+
+runc=github.com/opencontainers/runc
+CGO_ENABLED=1 group runc $runc bin -tags seccomp,urfave_cli_no_docs,netgo,osusergo -ldflags "-s -w -extldflags -static" -- $runc
+
+cni=github.com/containernetworking/plugins
+CGO_ENABLED=0 group cni $cni cni \
+  -ldflags "-s -w -X $cni/pkg/utils/buildversion.BuildVersion=$(version cni $cni)" -- \
+  $cni/plugins/main/bridge $cni/plugins/main/loopback $cni/plugins/ipam/host-local $cni/plugins/meta/portmap
+
+registry=github.com/distribution/distribution/v3
+CGO_ENABLED=0 group registry $registry bin \
+  -ldflags "-s -w -X $registry/version.version=$(version registry $registry)" -- $registry/cmd/registry
