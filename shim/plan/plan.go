@@ -67,17 +67,17 @@ type Plan struct {
 	NoNewKeyring  bool
 	CriuImagePath string
 	CriuWorkPath  string
-	CreateTimeout int64 // nanoseconds; 0: DefaultCreateTimeout
-	ExecAffinity  string
+	CreateTimeout int64    // nanoseconds; 0: DefaultCreateTimeout
+	ExecCPU       string   // the CPU on which execs begin; "": the runtime's choice
 	MonitorEnv    []string // KEY=VALUE for the runtime's processes
 
 	// Shortcuts around the runtime that settings and spec allow.
+	Native       bool // kill, pause, resume, pids by cgroup
 	NativeStart  bool
 	NativeDelete bool
-	Native       bool // kill, pause, resume, pids
 
 	// What the spec says.
-	SharedPidNS    bool // init is not the reaper of its own PID namespace
+	SharedPidNS    bool // processes may outlive init: they are killed at its end
 	Terminal       bool
 	CgroupsPath    string
 	MemoryLimit    int64 // bytes; 0 none

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package runc
+
+import (
+	"os"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/shim/fault"
+	"github.com/berthd/berth/shim/loop"
+)
+
+// Console is a socket on which the runtime delivers the master of the terminal
+// it has made.
+type Console struct {
+	path string
+	fd   int
+}
+
+// consoles counts the sockets, for their names: execs start concurrently.
+var consoles atomic.Uint32
+
+// ListenConsole makes a socket in the working directory, the bundle. A stale one
+// of its name is replaced.
+func ListenConsole() (*Console, error) {
+	path := "pty" + strconv.Itoa(int(consoles.Add(1))) + ".sock"
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	c := &Console{path: path, fd: fd}
+	_ = unix.Unlink(path)
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		unix.Close(fd)
+		return nil, &os.PathError{Op: "bind", Path: path, Err: err}
+	}
+	if err := unix.Listen(fd, 1); err != nil {
+		c.Close()
+		return nil, os.NewSyscallError("listen", err)
+	}
+	return c, nil
+}
+
+// Path is what the runtime is told. It is relative to the bundle, in which the
+// runtime runs too: so it never is too long for a socket's.
+func (c *Console) Path() string { return c.path }
+
+// Receive returns the master, non-blocking and the caller's to close. It is
+// called after the runtime has returned, when the message is there already, and
+// so rarely waits at all. Not for the loop's goroutine.
+func (c *Console) Receive(l *loop.Loop, timeout time.Duration) (int, error) {
+	conn := -1
+	for conn < 0 {
+		var err error
+		conn, _, err = unix.Accept4(c.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+		if err := retry(l, c.fd, err, timeout); err != nil {
+			return -1, fault.In("console", err)
+		}
+	}
+	defer unix.Close(conn)
+	name := make([]byte, 4096) // the runtime sends the terminal's path along
+	oob := make([]byte, unix.CmsgSpace(4*4))
+	for {
+		_, n, _, _, err := unix.Recvmsg(conn, name, oob, unix.MSG_CMSG_CLOEXEC)
+		if err == nil {
+			return master(oob[:n])
+		}
+		if err := retry(l, conn, err, timeout); err != nil {
+			return -1, fault.In("console", err)
+		}
+	}
+}
+
+// retry waits after err of a non-blocking call until it is worth another try.
+func retry(l *loop.Loop, fd int, err error, timeout time.Duration) error {
+	switch err {
+	case nil, unix.EINTR:
+		return nil
+	case unix.EAGAIN:
+		return l.Await(fd, unix.EPOLLIN, timeout)
+	}
+	return err
+}
+
+// master takes the one descriptor out of a control message.
+func master(oob []byte) (int, error) {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return -1, fault.Wrap(fault.Internal, "console", err)
+	}
+	var fds []int
+	for i := range msgs {
+		if rights, err := unix.ParseUnixRights(&msgs[i]); err == nil {
+			fds = append(fds, rights...)
+		}
+	}
+	if len(fds) == 1 {
+		err := unix.SetNonblock(fds[0], true)
+		if _, terr := unix.IoctlGetTermios(fds[0], unix.TCGETS); terr != nil {
+			err = terr // not a terminal
+		}
+		if err == nil {
+			return fds[0], nil
+		}
+	}
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+	return -1, fault.New(fault.Internal, "console: the runtime sent no terminal")
+}
+
+// Close removes the socket.
+func (c *Console) Close() {
+	unix.Close(c.fd)
+	_ = unix.Unlink(c.path) // it may be gone with the bundle
+}
