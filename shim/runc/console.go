@@ -4,8 +4,6 @@ package runc
 
 import (
 	"os"
-	"strconv"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,13 +19,10 @@ type Console struct {
 	fd   int
 }
 
-// consoles counts the sockets, for their names: execs start concurrently.
-var consoles atomic.Uint32
-
-// ListenConsole makes a socket in the working directory, the bundle. A stale one
-// of its name is replaced.
-func ListenConsole() (*Console, error) {
-	path := "pty" + strconv.Itoa(int(consoles.Add(1))) + ".sock"
+// ListenConsole makes the socket at path, which is best relative to the bundle,
+// the working directory of the shim and of the runtime: so it never is too long
+// for a socket's. A stale one is replaced.
+func ListenConsole(path string) (*Console, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
@@ -44,10 +39,6 @@ func ListenConsole() (*Console, error) {
 	}
 	return c, nil
 }
-
-// Path is what the runtime is told. It is relative to the bundle, in which the
-// runtime runs too: so it never is too long for a socket's.
-func (c *Console) Path() string { return c.path }
 
 // Receive returns the master, non-blocking and the caller's to close. It is
 // called after the runtime has returned, when the message is there already, and
