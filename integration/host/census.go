@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package host
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/google/go-cmp/cmp"
+)
+
+// settleTime is how long things may take to go away by themselves.
+const settleTime = 15 * time.Second
+
+// Census lists by kind everything a container can leave behind: "processes",
+// "mounts", "cgroups", "fds" (of containerd and of each shim), "sockets",
+// "bundles", "files", "snapshots", "leases", "containers", "netns".
+type Census map[string][]string
+
+// Census counts what belongs to the daemon now. Records are left out while
+// containerd is down.
+func (d *Daemon) Census() (Census, error) {
+	c := Census{"mounts": d.mounts(), "cgroups": d.cgroups(false)}
+	for _, p := range d.processes() {
+		if p.pid == d.Pid() {
+			continue
+		}
+		c.add("processes", p.String())
+		if strings.HasPrefix(p.comm, "containerd-shim") {
+			c["fds"] = append(c["fds"], descriptors(p.comm, p.pid)...)
+		}
+	}
+	if d.Pid() != 0 {
+		c["fds"] = append(c["fds"], descriptors("containerd", d.Pid())...)
+	}
+	c["sockets"] = entries(d.Dir + "/s/*")
+	c["netns"] = entries(d.State()+"/*/netns/*", d.State()+"/netns/*")
+	for _, root := range []string{d.State(), d.Dir + "/root"} {
+		c["bundles"] = append(c["bundles"], entries(root+"/io.containerd.runtime.v2.task/*/*")...)
+	}
+	c["files"] = append(entries(d.Dir+"/tmp/*", d.Dir+"/fifo/*"), d.runFiles()...)
+	return c, d.records(c)
+}
+
+func (c Census) add(kind, line string) { c[kind] = append(c[kind], line) }
+
+func (d *Daemon) records(c Census) error {
+	if d.client == nil {
+		return nil
+	}
+	for _, ns := range d.namespaces() {
+		ctx, cancel := context.WithTimeout(d.Context(context.Background()), 10*time.Second)
+		defer cancel()
+		ctx = withNamespace(ctx, ns)
+		containers, err := d.client.ContainerService().List(ctx)
+		if err != nil {
+			return err
+		}
+		for _, r := range containers {
+			c.add("containers", ns+"/"+r.ID)
+		}
+		leases, err := d.client.LeasesService().List(ctx)
+		if err != nil {
+			return err
+		}
+		for _, l := range leases {
+			c.add("leases", ns+"/"+l.ID)
+		}
+		err = d.client.SnapshotService("overlayfs").Walk(ctx, func(_ context.Context, i snapshots.Info) error {
+			c.add("snapshots", ns+"/"+i.Name)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *Daemon) namespaces() []string {
+	if d.options.CRI {
+		return []string{d.Namespace, "k8s.io"}
+	}
+	return []string{d.Namespace}
+}
+
+// Settle waits until a census equals before and fails t with the difference if
+// it does not in time. Use:
+//
+//	defer d.Settle(t, d.Count(t))
+func (d *Daemon) Settle(t testing.TB, before Census) {
+	t.Helper()
+	if t.Failed() {
+		return // a test that stopped halfway has not cleaned up
+	}
+	for deadline := time.Now().Add(settleTime); ; time.Sleep(20 * time.Millisecond) {
+		after, err := d.Census()
+		if err == nil && cmp.Equal(before.sorted(), after.sorted()) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("left behind (-before +after), %v:\n%s", err, cmp.Diff(before.sorted(), after.sorted()))
+			return
+		}
+	}
+}
+
+// Count is Census for tests.
+func (d *Daemon) Count(t testing.TB) Census {
+	t.Helper()
+	c, err := d.Census()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func (c Census) sorted() Census {
+	s := Census{}
+	for kind, lines := range c {
+		if len(lines) > 0 {
+			s[kind] = slices.Sorted(slices.Values(lines))
+		}
+	}
+	return s
+}
+
+// processes are containerd, its shims, their children and the containers'
+// processes, wherever they have been moved to.
+func (d *Daemon) processes() []process {
+	all := processes()
+	var roots []int
+	for pid := range all {
+		if pid != os.Getpid() && pid != os.Getppid() && mentions(pid, d.Dir+"/", d.Namespace) {
+			roots = append(roots, pid)
+		}
+	}
+	pids := slices.Compact(slices.Sorted(slices.Values(append(descendants(all, roots...), roots...))))
+	var mine []process
+	for _, pid := range pids {
+		mine = append(mine, all[pid])
+	}
+	return mine
+}
+
+// mounts returns the mount points below the daemon's folder.
+func (d *Daemon) mounts() []string {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return []string{err.Error()}
+	}
+	defer f.Close()
+	var points []string
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		if len(fields) > 4 && strings.HasPrefix(fields[4], d.Dir+"/") {
+			points = append(points, fields[4])
+		}
+	}
+	return points
+}
+
+// cgroups returns the cgroups whose path names the daemon's namespace, deepest
+// first; the one that is called after it only if parents is set: it stays.
+func (d *Daemon) cgroups(parents bool) []string {
+	var found []string
+	_ = filepath.WalkDir("/sys/fs/cgroup", func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.IsDir() {
+			return nil //nolint:nilerr // what vanishes during the walk is gone
+		}
+		if strings.Contains(path, d.Namespace) && (parents || !d.isParent(path)) {
+			found = append(found, path)
+		}
+		return nil
+	})
+	slices.Reverse(found)
+	return found
+}
+
+func (d *Daemon) isParent(path string) bool {
+	name := filepath.Base(path)
+	return name == d.Namespace || name == d.Namespace+".slice"
+}
+
+// runFiles are entries below /run that name the daemon's namespace: runtime
+// state, sockets. The folder called after the namespace itself may stay.
+func (d *Daemon) runFiles() []string {
+	var found []string
+	for _, root := range []string{"/run/containerd", "/run/berth", "/run/runc", "/run/crun"} {
+		_ = filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+			if err == nil && strings.Contains(path, "/"+d.Namespace+"/") {
+				found = append(found, path)
+			}
+			return nil
+		})
+	}
+	return found
+}
+
+// descriptors counts the open descriptors of a process by what they are:
+// numbers of sockets and pipes differ, how many there are should not.
+func descriptors(name string, pid int) []string {
+	links := map[string]int{}
+	dir := fmt.Sprintf("/proc/%d/fd/", pid)
+	list, _ := os.ReadDir(dir)
+	for _, e := range list {
+		link, err := os.Readlink(dir + e.Name())
+		if err != nil {
+			continue
+		}
+		if i := strings.Index(link, ":["); i > 0 {
+			link = link[:i]
+		}
+		links[link]++
+	}
+	var lines []string
+	for link, n := range links {
+		lines = append(lines, fmt.Sprintf("%s %d: %s x%d", name, pid, link, n))
+	}
+	return lines
+}
+
+func entries(patterns ...string) []string {
+	var all []string
+	for _, pattern := range patterns {
+		found, _ := filepath.Glob(pattern)
+		all = append(all, found...)
+	}
+	return all
+}
