@@ -1,24 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
 
-# External programs that tests and `make run` drive; berth's own binaries.
-DEPS  := .deps
-BUILD := .build
-GO    := go
+DEPS   := .deps# external programs, images and the test machine; see BERTH_DEPS
+BUILD  := .build# berth's own programs
+IMAGES := $(DEPS)/images
+PREFIX := /usr/local
+GO     := go
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# Static and without symbols: the shim is executed for every container.
+GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+UNIT     = $(shell $(GO) list ./... | grep -v /integration)
+
+# What `make run` runs; empty: images made here.
+IMAGE :=
+# What `make fuzz` gives each target.
+FUZZTIME := 30s
+
+export BERTH_DEPS  := $(CURDIR)/$(DEPS)
+export BERTH_BUILD := $(CURDIR)/$(BUILD)/bin
 
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 13
 
-deps: ## build what tests and `make run` drive: containerd, runc, CNI plugins, a registry, ...
-	@integration/deps/apt.sh busybox-static libseccomp-dev pkg-config
+run: deps build ## see it work: real containers under a private containerd (IMAGE=docker.io/library/...)
+	@$(GO) run ./integration/demo -image '$(IMAGE)'
+
+test: unit integration vm-test ## all tests, as root; builds what they need
+
+build: ## berth's programs, to .build/bin
+	@mkdir -p $(BUILD)/bin
+	$(GOBUILD) -o $(BUILD)/bin/ ./cmd/...
+
+unit: deps ## tests of the packages
+	$(GO) test -race -timeout 10m $(UNIT)
+
+integration: deps build ## tests against containerd and runc on this machine
+	$(GO) test -race -count=1 -timeout 20m ./integration/...
+
+vm-test: deps vm build ## tests that need cgroup v2 or systemd, in a virtual machine
+	integration/vm-test.sh
+
+bench: deps build ## measure against the stock shim, to a table and .build/bench.json
+	$(GO) run ./integration/bench
+
+fuzz: ## each fuzz target for FUZZTIME
+	@grep -rlE '^func Fuzz' --include='*_test.go' . | sort | while read -r file; do \
+	  for name in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9_]*).*/\1/p' "$$file"); do \
+	    $(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")" || exit 1; \
+	  done; \
+	done
+
+deps: ## what the tests and `make run` drive: containerd, runc, CNI plugins, a registry, images
+	@integration/deps/apt.sh busybox-static libseccomp-dev pkg-config iptables
 	@integration/deps/build.sh $(DEPS)
 	@integration/deps/newer.sh crun $(DEPS)
 	@integration/deps/newer.sh criu $(DEPS)
 	@$(MAKE) --no-print-directory images
 
-# Small images made here, for `ctr images import`: busybox, pause and web.
-IMAGES := $(DEPS)/images
+# Small images made here, for `ctr images import`.
 images: $(IMAGES)/web.tar
 	@:
 
@@ -33,7 +74,31 @@ $(IMAGES)/web: integration/web/main.go
 $(IMAGES)/web.tar: $(IMAGES)/pause $(IMAGES)/web $(wildcard integration/image/*.go integration/image/build/*.go)
 	$(GO) run ./integration/image/build -programs $(IMAGES) -o $(IMAGES)
 
-clean: ## remove what was built, except what `make deps` fetched
-	rm -rf $(BUILD)
+vm: ## the machine of vm-test
+	@integration/deps/apt.sh mmdebstrap e2fsprogs cpio qemu-system-x86
+	@integration/vm/build-image.sh $(DEPS)/vm
 
-.PHONY: help deps images clean
+lint: ## what a change is checked against
+	$(GO) vet ./...
+	$(GO) tool staticcheck -checks all ./...
+	@echo gofumpt; files=$$(git ls-files '*.go' | xargs $(GO) tool gofumpt -l -d); [ -z "$$files" ] || { echo "$$files"; exit 1; }
+	$(GO) fix -diff ./...
+	$(GO) mod tidy -diff
+	@echo deadcode; dead=$$($(GO) tool deadcode -test ./...); [ -z "$$dead" ] || { echo "$$dead"; exit 1; }
+	$(GO) test .
+
+fmt: ## format the code
+	git ls-files '*.go' | xargs $(GO) tool gofumpt -l -w
+
+tidy: ## bring go.mod up to date, the pinned programs' too
+	$(GO) mod tidy
+	for m in integration/deps/*/go.mod; do (cd "$$(dirname "$$m")" && $(GO) mod tidy); done
+
+install: build ## the programs to PREFIX/bin [/usr/local]
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(BUILD)/bin/* $(DESTDIR)$(PREFIX)/bin/
+
+clean: ## remove what was built, and what `make deps` and `make vm` fetched
+	rm -rf $(BUILD) $(DEPS)
+
+.PHONY: help run test build unit integration vm-test bench fuzz deps images vm lint fmt tidy install clean

@@ -58,5 +58,8 @@ func write(img *image.Image, path string) error {
 	if err := errors.Join(img.Archive(f), f.Close()); err != nil {
 		return err
 	}
+	if err := os.Chmod(f.Name(), 0o644); err != nil {
+		return err
+	}
 	return os.Rename(f.Name(), path)
 }
