@@ -41,6 +41,7 @@ type Loop struct {
 	watches []watch
 	events  [maxEvents]unix.EpollEvent
 	jobs    int
+	ended   uint64 // jobs
 	quiesce func()
 	pausing atomic.Bool // quiesce is set: read by jobs
 	stopped bool
@@ -121,6 +122,11 @@ func (l *Loop) rest() {
 // Stop makes Run return after the current round.
 func (l *Loop) Stop() { l.stopped = true }
 
+// Close releases the loop's descriptors, after Run. What was watched stays open.
+func (l *Loop) Close() error {
+	return errors.Join(l.file.Close(), unix.Close(l.wake))
+}
+
 // Watch calls f with the ready events whenever one of ev is ready on fd, which
 // must not be watched yet. Level triggered, unless ev says EPOLLET or
 // EPOLLONESHOT.
@@ -187,6 +193,7 @@ func (l *Loop) Go(work, done func()) {
 		work()
 		l.Post(func() {
 			l.jobs--
+			l.ended++
 			if done != nil {
 				done()
 			}
@@ -196,6 +203,9 @@ func (l *Loop) Go(work, done func()) {
 
 // Busy tells whether jobs are in flight.
 func (l *Loop) Busy() bool { return l.jobs > 0 }
+
+// Finished returns how many jobs have ended so far.
+func (l *Loop) Finished() uint64 { return l.ended }
 
 // Quiesce calls f once no job is in flight. Until then Quiescing is true, and
 // jobs that have no end of their own (copy loops) should come to one.

@@ -81,17 +81,21 @@ func (t *Table) Handle(sig os.Signal, f func()) {
 	signal.Notify(t.signals, sig)
 }
 
+// Rehandle catches the signals of Handle again, after something else changed
+// their disposition.
+func (t *Table) Rehandle() {
+	for sig := range t.handlers {
+		signal.Notify(t.signals, sig)
+	}
+}
+
 func (t *Table) forward() {
 	for sig := range t.signals {
 		if sig == unix.SIGCHLD {
 			t.l.Post(t.reap)
 			continue
 		}
-		t.l.Post(func() {
-			if f := t.handlers[sig]; f != nil {
-				f()
-			}
-		})
+		t.l.Post(func() { t.handlers[sig]() })
 	}
 }
 
@@ -248,6 +252,18 @@ func (t *Table) Adopt(pid int, exited func(Exit)) *Process {
 	return p
 }
 
+// Readopt is Adopt for a process that a previous program of this pid had as its
+// child. started is its StartTime then: a process that began at another time is
+// a stranger with the same number, and is left alone.
+func (t *Table) Readopt(pid int, started uint64, exited func(Exit)) *Process {
+	if now := StartTime(pid); now != 0 && now != started {
+		p := &Process{t: t, pid: pid, ended: true}
+		t.l.Post(func() { exited(Exit{Code: Unknown, At: time.Now().UnixNano()}) })
+		return p
+	}
+	return t.Adopt(pid, exited)
+}
+
 // isChild tells whether pid is a child that has not been reaped. waitid(2) with
 // WNOWAIT only looks.
 func isChild(pid int) bool {
@@ -261,6 +277,9 @@ func isChild(pid int) bool {
 
 // Pid returns the process's number.
 func (p *Process) Pid() int { return p.pid }
+
+// StartTime returns when the process began; see the function StartTime.
+func (p *Process) StartTime() uint64 { return StartTime(p.pid) }
 
 // ErrFinished is returned for a signal to a process that is gone. The words are
 // those that containerd's clients know.
