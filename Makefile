@@ -17,7 +17,7 @@ IMAGE :=
 FUZZTIME := 30s
 
 export BERTH_DEPS  := $(CURDIR)/$(DEPS)
-export BERTH_BUILD := $(CURDIR)/$(BUILD)/bin
+export BERTH_BUILD := $(CURDIR)/$(BUILD)
 
 .DEFAULT_GOAL := help
 
@@ -98,7 +98,7 @@ install: build ## the programs to PREFIX/bin [/usr/local]
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 755 $(BUILD)/bin/* $(DESTDIR)$(PREFIX)/bin/
 
-clean: ## remove what was built, and what `make deps` and `make vm` fetched
-	rm -rf $(BUILD) $(DEPS)
+clean: ## remove what was built from this source; .deps stays
+	rm -rf $(BUILD)
 
 .PHONY: help run test build unit integration vm-test bench fuzz deps images vm lint fmt tidy install clean
