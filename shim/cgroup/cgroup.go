@@ -196,7 +196,7 @@ func decodeHierarchy(b []byte) (hierarchy, error) {
 		}
 	}
 	// What is not plainly the path of a cgroup must never be killed or removed.
-	if s.Err() == nil && (!strings.HasPrefix(p.dir, "/") || strings.Contains(p.dir, "/../")) {
+	if s.Err() == nil && (!strings.HasPrefix(p.dir, "/") || strings.Contains(p.dir+"/", "/../")) {
 		return p, fault.New(fault.InvalidArgument, "cgroup record: bad path "+p.dir)
 	}
 	return p, fault.In("cgroup record", s.Err())
