@@ -67,9 +67,9 @@ type hierarchy struct {
 	shared bool // also this process's own cgroup or one above it, or the root
 }
 
-// Group is a container's cgroup in all hierarchies. Methods share a buffer and
-// are for one goroutine; Kill, Freeze, Thaw and Remove, which may block, use
-// nothing of it and may run in a job meanwhile.
+// Group is a container's cgroup in all hierarchies. Its methods share a buffer and
+// are for the loop, except for those that may block or take long: Pids, Kill,
+// Freeze, Thaw and Remove use nothing of it and may run in a job meanwhile.
 type Group struct {
 	v2        bool
 	places    []hierarchy

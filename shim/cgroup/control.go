@@ -20,6 +20,8 @@ const (
 	// removeRounds bounds the retries of a removal: a process may be in its cgroup
 	// for some microseconds after its parent was told of its end.
 	removeRounds = 20
+	// pidsBytes holds the list of some sixty processes. A longer one grows it.
+	pidsBytes = 512
 	// freezeLimit is how long Freeze waits. A process in an uninterruptible wait
 	// (a lost disk) cannot be frozen in v1 and must not hold the caller for ever.
 	freezeLimit = 2 * time.Second
@@ -62,13 +64,15 @@ func (g *Group) own() string {
 // Pids, Freeze and Remove refuse with FailedPrecondition or do nothing.
 func (g *Group) Own() bool { return g.own() != "" }
 
-// Pids appends the processes of the cgroup and of those below it to dst.
+// Pids appends the processes of the cgroup and of those below it to dst. It may
+// run in a job. Nobody polls it: it allocates about a kilobyte.
 func (g *Group) Pids(dst []int) ([]int, error) {
 	dir := g.own()
 	if dir == "" {
 		return dst, errShared
 	}
-	return listPids(&g.files, dst, dir)
+	r := reader{text: make([]byte, pidsBytes)} // the buffer of g is the loop's
+	return listPids(&r, dst, dir)
 }
 
 func listPids(r *reader, dst []int, dir string) ([]int, error) {
