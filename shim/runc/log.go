@@ -19,7 +19,7 @@ func failure(verb string, code int, output []byte) error {
 	if msg == "" {
 		msg = "exit status " + strconv.Itoa(code)
 	}
-	return fault.New(classify(msg), "runtime "+verb+" failed: "+msg)
+	return fault.New(classify(msg), "OCI runtime "+verb+" failed: "+msg)
 }
 
 // lastError returns the message of the last line of a runtime's JSON log that
@@ -52,24 +52,34 @@ func lastError(output []byte) string {
 // shim, whose texts end in ": unknown".
 func classify(msg string) fault.Code {
 	switch {
-	case has(msg, "container does not exist"), // runc
-		strings.HasPrefix(msg, "container ") && has(msg, " does not exist"),  // crun
-		has(msg, "error opening file") && has(msg, "/status`: No such file"), // crun
+	case has(msg, "container does not exist"),
 		has(msg, "container not running"),
-		has(msg, "process already finished"),
-		has(msg, "no such process"):
+		crun(msg, "error opening file `", "/status`: No such file or directory"),
+		crun(msg, "cannot open directory `", "`: No such file or directory"),
+		crun(msg, "container `", "` is not running"),
+		has(msg, "kill container: No such process"),
+		has(msg, "process already finished"):
 		return fault.NotFound
-	case has(msg, "container with given ID already exists"), // runc
-		has(msg, "container ") && strings.HasSuffix(msg, " already exists"): // crun
+	case has(msg, "container with given ID already exists"),
+		crun(msg, "container `", "` already exists"):
 		return fault.AlreadyExists
 	case has(msg, "cannot start a container that has stopped"),
 		has(msg, "cannot start an already running container"),
+		has(msg, "cannot delete container"),
 		has(msg, "container not paused"),
 		has(msg, "cannot exec in a paused container"),
-		has(msg, "cannot exec in a stopped container"):
+		has(msg, "cannot exec in a stopped container"),
+		crun(msg, "cannot open `", "/exec.fifo`: No such file or directory"),
+		crun(msg, "the container `", "` is paused"),
+		crun(msg, "the container `", " state"):
 		return fault.FailedPrecondition
 	}
 	return fault.Unknown
+}
+
+// crun's messages name the container, or its files, in their middle.
+func crun(msg, begin, end string) bool {
+	return strings.HasPrefix(msg, begin) && strings.HasSuffix(msg, end)
 }
 
 func has(s, part string) bool { return strings.Contains(s, part) }

@@ -88,7 +88,7 @@ func (r *Runtime) run(c *call) error {
 		Group:     true,
 	}, c.limit)
 	if fault.CodeOf(err) == fault.DeadlineExceeded {
-		return fault.New(fault.DeadlineExceeded, "runtime "+c.verb+" timed out after "+c.limit.String())
+		return fault.New(fault.DeadlineExceeded, "OCI runtime "+c.verb+" timed out after "+c.limit.String())
 	}
 	if err != nil {
 		return fault.Wrap(fault.FailedPrecondition, "OCI runtime", err)

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command containerd-shim-berth-v1 is berth's shim, as containerd looks for it
+// under the runtime name io.containerd.berth.v1 or by path. Without a command it
+// is the resident process of one container; with one it is transient.
+package main
+
+import (
+	"os"
+
+	"github.com/berthd/berth/shim"
+	"github.com/berthd/berth/shim/bootstrap"
+	"github.com/berthd/berth/shim/fault"
+	"github.com/berthd/berth/shim/handover"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+// run returns the exit status: 0, or the class of the error that it has written
+// to stderr, by which the resident half tells what became of a transient one.
+func run(args []string) int {
+	err := dispatch(args)
+	if err == nil {
+		return 0
+	}
+	os.Stderr.WriteString(bootstrap.Name + ": " + err.Error() + "\n")
+	return int(fault.CodeOf(err))
+}
+
+func dispatch(args []string) error {
+	inv, err := bootstrap.Parse(args)
+	if err != nil {
+		return err
+	}
+	switch {
+	case inv.Serves():
+		return shim.Serve()
+	case inv.Verb == handover.VerbCheck:
+		return shim.CheckState()
+	}
+	host, err := bootstrap.System(version)
+	if err != nil {
+		return err
+	}
+	return host.Run(inv)
+}
