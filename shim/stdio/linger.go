@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package stdio
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/shim/loop"
+)
+
+// How often it is checked whether a finished fifo has found a reader: nothing
+// wakes the writing end when one opens the other.
+const (
+	lingerPause    = 100 * time.Millisecond
+	lingerPauseMax = time.Second
+)
+
+// linger keeps the end of a stream in its fifo while nobody reads it. A fifo
+// forgets its content when the last descriptor closes: containerd, restarted,
+// would find nothing.
+type linger struct {
+	s     *Streams
+	fd    int // for writing only: as a reader it would take itself for one
+	pause time.Duration
+	timer *loop.Timer
+}
+
+// linger takes over the fifo of a finished stream. fd, which is the stream's and
+// open for reading, too, is closed.
+func (s *Streams) linger(fd int) {
+	w, err := unix.Open(fdPath(fd), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	_ = unix.Close(fd)
+	if err != nil {
+		s.warn("end of a fifo", err)
+		return
+	}
+	g := &linger{s: s, fd: w, pause: lingerPause}
+	s.lingers = append(s.lingers, g)
+	g.check()
+}
+
+// check gives the fifo up when it has a reader, who gets the rest and then the
+// end, or nothing is left in it.
+func (g *linger) check() {
+	fds := [1]unix.PollFd{{Fd: int32(g.fd)}}
+	_, err := unix.Poll(fds[:], 0)
+	// Without a reader the writing end of a pipe is in error (poll(2)).
+	alone := err == nil && fds[0].Revents&unix.POLLERR != 0
+	if alone {
+		if left, err := unix.IoctlGetInt(g.fd, unix.TIOCINQ); err == nil && left > 0 { // FIONREAD
+			g.timer = g.s.l.After(g.pause, g.check)
+			g.pause = min(2*g.pause, lingerPauseMax)
+			return
+		}
+	}
+	for i := range g.s.lingers {
+		if g.s.lingers[i] == g {
+			g.s.lingers = append(g.s.lingers[:i], g.s.lingers[i+1:]...)
+			break
+		}
+	}
+	g.close()
+}
+
+func (g *linger) close() {
+	g.timer.Stop()
+	closeFD(&g.fd)
+}
