@@ -16,6 +16,8 @@ IMAGE :=
 # What `make fuzz` gives each target.
 FUZZTIME := 30s
 
+# The version is the linker's affair, and git may refuse root somebody else's checkout.
+export GOFLAGS     := $(GOFLAGS) -buildvcs=false
 export BERTH_DEPS  := $(CURDIR)/$(DEPS)
 export BERTH_BUILD := $(CURDIR)/$(BUILD)
 
