@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package container
+
+import (
+	"os"
+	"slices"
+	"strconv"
+
+	"github.com/berthd/berth/shim/fault"
+	"github.com/berthd/berth/shim/process"
+	"github.com/berthd/berth/shim/runc"
+	"github.com/berthd/berth/shim/wire"
+)
+
+// maxExecID is longer than every client's ids (nerdctl's have 69 characters) and
+// leaves room in a file name, which has 255 at most.
+const maxExecID = 200
+
+// checkExecID refuses what cannot be part of a file name.
+func checkExecID(id string) error {
+	ok := len(id) <= maxExecID && id != "." && id != ".."
+	for i := range len(id) {
+		c := id[i]
+		ok = ok && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_' || c == '.')
+	}
+	if !ok || id == "" {
+		return fault.New(fault.InvalidArgument, "exec id "+strconv.Quote(id)+": want 1 to "+strconv.Itoa(maxExecID)+" of [A-Za-z0-9_.-]")
+	}
+	return nil
+}
+
+// Exec registers a process; StartExec runs it. spec is its JSON in the runtime
+// specification's form, and stays the caller's.
+func (c *Container) Exec(id string, s Stdio, spec []byte) error {
+	if err := checkExecID(id); err != nil {
+		return err
+	}
+	if err := c.state.permit(Exec); err != nil {
+		return err
+	}
+	if _, err := c.Process(id); err == nil {
+		return fault.New(fault.AlreadyExists, "exec "+id+" already exists")
+	}
+	c.execs = append(c.execs, &Process{c: c, id: id, stdio: s, spec: slices.Clone(spec), state: Created})
+	e := wire.TaskExecAdded{ContainerID: c.h.Plan.ID, ExecID: id}
+	c.publish(e.Topic(), e.TypeURL(), e.Append(nil))
+	return nil
+}
+
+// StartExec runs a registered process. Once init has ended it is refused: the
+// end of init waits for the ends of all execs, and there shall be no new one.
+func (c *Container) StartExec(p *Process, reply func(pid int, err error)) {
+	err := c.state.permit(Exec)
+	switch {
+	case err != nil:
+	case c.initEnded:
+		err = fault.New(fault.FailedPrecondition, "cannot exec in a container whose init has ended")
+	case p.busy || p.state != Created:
+		err = fault.New(fault.FailedPrecondition, "cannot start exec "+p.id+" a second time")
+	}
+	if err != nil {
+		reply(0, err)
+		return
+	}
+	p.busy = true
+	c.starts++
+	var u undo
+	var l launch
+	spec := p.spec
+	c.h.Loop.Go(func() {
+		err = c.exec(p.id, &p.stdio, spec, &u, &l)
+		u.end(&err)
+	}, func() {
+		p.busy = false
+		c.starts--
+		if err != nil {
+			// Deletable, but not startable: its streams are gone.
+			p.stop(process.Exit{Code: process.Unknown})
+			reply(0, fault.In("exec "+p.id, err))
+			c.settle()
+			return
+		}
+		p.spec = nil
+		p.adopt(&l, Running, c.ended)
+		e := wire.TaskExecStarted{ContainerID: c.h.Plan.ID, ExecID: p.id, Pid: uint32(p.pid)}
+		c.publish(e.Topic(), e.TypeURL(), e.Append(nil))
+		reply(p.pid, nil)
+	})
+}
+
+// exec is the job of StartExec.
+func (c *Container) exec(id string, s *Stdio, spec []byte, u *undo, l *launch) error {
+	if err := l.open(c.h, id, s); err != nil {
+		return err
+	}
+	u.add(l.abort)
+	specFile := c.path("exec-" + id + ".json")
+	pidFile := "exec-" + id + ".pid"
+	defer os.Remove(specFile)
+	defer os.Remove(c.path(pidFile))
+	if err := os.WriteFile(specFile, spec, 0o600); err != nil {
+		return fault.Wrap(fault.Unknown, "process specification", err)
+	}
+	return l.run(c.h.Loop, c.path(pidFile), func(console string) error {
+		return c.h.Runtime.Exec(&runc.Execution{
+			ID: c.h.Plan.ID, ProcessFile: specFile, PidFile: pidFile,
+			ConsoleSocket: console, Files: l.streams.Files(), Timeout: c.createTimeout(),
+		})
+	})
+}
+
+// DeleteExec forgets a process that has ended or was never started. reply gets
+// it when its output has been taken, or after drainLimit.
+func (c *Container) DeleteExec(p *Process, reply func(error)) {
+	if p.busy || p.state == Running {
+		reply(fault.New(fault.FailedPrecondition, "cannot delete exec "+p.id+" in running state"))
+		return
+	}
+	p.drained(func() {
+		p.close()
+		if i := slices.Index(c.execs, p); i >= 0 {
+			c.execs = slices.Delete(c.execs, i, i+1)
+		}
+		reply(nil)
+	})
+}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package shim
+
+import (
+	"os"
+	"runtime"
+	"time"
+
+	"github.com/berthd/berth/shim/fault"
+	"github.com/berthd/berth/shim/handover"
+	"github.com/berthd/berth/shim/loop"
+	"github.com/berthd/berth/shim/ttrpc"
+	"github.com/berthd/berth/shim/wire"
+)
+
+// ControlService is the ttrpc name of berth's own service of a shim.
+//
+//	Upgrade   { 1: path of the program } -> {}
+//	ReopenLog { 1: container id }        -> {}
+const ControlService = "berth.shim.v1.Control"
+
+func (s *server) control(c *ttrpc.Call) {
+	var text string
+	sc := wire.Scan(c.Payload)
+	for f := (wire.Field{}); sc.Next(&f); {
+		if f.Num == 1 {
+			sc.String(&f, &text, "")
+		}
+	}
+	if err := sc.Err(); err != nil {
+		c.Fail(err)
+		return
+	}
+	switch string(c.Method) {
+	case "Upgrade":
+		s.upgradeByCall(c, text)
+	case "ReopenLog":
+		later := c.Later()
+		s.tasks.Reopen(text, func(err error) {
+			if err != nil {
+				later.Fail(err)
+				return
+			}
+			later.Reply(later.Buffer())
+		})
+	default:
+		c.Fail(fault.New(fault.Unimplemented, "no method "+string(c.Method)+" in "+ControlService))
+	}
+}
+
+// upgradeByCall answers from the new program: it finds the request among those
+// that were not answered.
+func (s *server) upgradeByCall(c *ttrpc.Call, binary string) {
+	if s.resumed {
+		c.Reply(c.Buffer())
+		return
+	}
+	later := c.Later()
+	s.upgrade(binary, later.Fail)
+}
+
+func (s *server) upgradeBySignal() {
+	s.upgrade(s.plan.Binary, func(err error) { s.log.warn("upgrade: " + err.Error()) })
+}
+
+// upgrade replaces the program by binary, if that can take over; else failed is
+// called and nothing has happened.
+func (s *server) upgrade(binary string, failed func(error)) {
+	s.loop.Quiesce(func() {
+		before := s.plan.Binary
+		s.plan.Binary = binary
+		state, _ := s.state()
+		s.plan.Binary = before
+		var err error
+		s.loop.Go(func() { err = handover.Check(s.children, binary, state) }, func() {
+			if err != nil {
+				failed(err)
+				return
+			}
+			s.plan.Binary = binary
+			s.replace(binary, func(err error) {
+				s.plan.Binary = before
+				failed(err)
+			})
+		})
+	})
+}
+
+// replace executes binary in place of this program at the next moment without
+// jobs. failed is called if that did not work, with everything as it was.
+func (s *server) replace(binary string, failed func(error)) {
+	s.loop.Quiesce(func() {
+		if s.ending {
+			failed(fault.New(fault.FailedPrecondition, "the shim is ending"))
+			return
+		}
+		state, keep := s.state()
+		err := handover.Exec(binary, state, keep)
+		s.children.Rehandle()
+		failed(fault.Wrap(fault.Internal, "upgrade", err))
+	})
+}
+
+// state returns everything that the next program must know, and the descriptors
+// that go along.
+func (s *server) state() (b []byte, keep []int) {
+	add := func(fd int) { keep = append(keep, fd) }
+	state := handover.State{
+		Plan:   s.plan.Append(nil),
+		Server: s.ttrpc.Snapshot(nil, add),
+		Events: s.events.Snapshot(nil, add),
+	}
+	if c := s.tasks.Container(); c != nil {
+		state.Container = c.Snapshot(nil, add)
+	}
+	return state.Append(nil), keep
+}
+
+// refresh decides when the program starts itself afresh: its collector is off,
+// and what executions leave behind adds up. Polls leave nothing.
+type refresh struct {
+	jobs  uint64 // finished when it was last looked
+	timer *loop.Timer
+	base  uint64 // bytes of heap in use when the program had set itself up
+	stats runtime.MemStats
+}
+
+const (
+	// refreshAfter is how long after some work the heap is looked at; work that
+	// belongs together is mostly over by then.
+	refreshAfter = 3 * time.Second
+	// defaultHeapBound is how much the heap may have grown. A fresh start costs
+	// 2 ms of processor time.
+	defaultHeapBound = 96 << 10
+)
+
+func (r *refresh) heap() uint64 {
+	runtime.ReadMemStats(&r.stats)
+	return r.stats.HeapAlloc
+}
+
+// rest is called between events, when no job is in flight.
+func (s *server) rest() {
+	r := &s.refresh
+	if jobs := s.loop.Finished(); jobs != r.jobs && r.timer == nil {
+		r.jobs = jobs
+		r.timer = s.loop.After(refreshAfter, s.startAfresh)
+	}
+}
+
+func (s *server) startAfresh() {
+	s.refresh.timer = nil
+	bound := uint64(defaultHeapBound)
+	if s.plan.HeapBoundBytes > 0 {
+		bound = uint64(s.plan.HeapBoundBytes)
+	}
+	if s.ending || s.refresh.heap() < s.refresh.base+bound {
+		return
+	}
+	s.replace(handover.Self(), func(err error) { s.log.warn("fresh start: " + err.Error()) })
+}
+
+// binaryFile is where containerd finds the program for the shim's delete.
+const binaryFile = "shim-binary-path"
+
+// recordBinary names the program that runs now, after an upgrade.
+func (s *server) recordBinary() {
+	path := s.plan.Bundle + "/" + binaryFile
+	if b, err := os.ReadFile(path); err == nil && string(b) != s.plan.Binary {
+		if err := os.WriteFile(path, []byte(s.plan.Binary), 0o600); err != nil {
+			s.log.warn("upgrade: " + err.Error())
+		}
+	}
+}
