@@ -26,7 +26,7 @@ func run(args []string) int {
 	if err == nil {
 		return 0
 	}
-	os.Stderr.WriteString(bootstrap.Name + ": " + err.Error() + "\n")
+	os.Stderr.WriteString(err.Error() + "\n")
 	return int(fault.CodeOf(err))
 }
 

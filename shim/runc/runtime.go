@@ -74,6 +74,11 @@ func (r *Runtime) run(c *call) error {
 		return err
 	}
 	defer unix.Close(log)
+	// The log, opened by name, and stderr have an offset each: without this they
+	// would write over each other.
+	if _, err := unix.FcntlInt(uintptr(log), unix.F_SETFL, unix.O_APPEND); err != nil {
+		return os.NewSyscallError("fcntl", err)
+	}
 	stderr := log
 	if c.files[2] >= 0 {
 		stderr = c.files[2]
