@@ -1,0 +1,512 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package integration
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/integration/cri"
+	"github.com/berthd/berth/integration/host"
+)
+
+// TestPods runs pods through containerd's CRI plugin with its default sandboxer.
+func TestPods(t *testing.T) {
+	nodes(t, func(t *testing.T, n *node) {
+		n.sub(t, "life", podLife)
+		n.sub(t, "exit codes", podExitCodes)
+		n.sub(t, "crash loop", podCrashLoop)
+		n.sub(t, "exec sync", podExecSync)
+		n.sub(t, "exec stream", podExecStream)
+		n.sub(t, "attach", podAttach)
+		n.sub(t, "stop", podStop)
+		n.sub(t, "logs", podLogs)
+		n.sub(t, "log reopen", podLogReopen)
+		n.sub(t, "stats", podStats)
+		n.sub(t, "update", podUpdate)
+		n.sub(t, "out of memory", podOOM)
+		n.sub(t, "two containers", podTwoContainers)
+		n.sub(t, "shared processes", podSharedProcesses)
+		n.sub(t, "host network", podHostNetwork)
+		n.sub(t, "user namespace", podUserNamespace)
+		n.sub(t, "port forward", podPortForward)
+		n.sub(t, "bad program", podBadProgram)
+	})
+}
+
+func podLife(t *testing.T, n *node) {
+	pod := n.pod(t)
+	s, err := pod.Status(n.ctx(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.GetState() != runtime.PodSandboxState_SANDBOX_READY || s.GetNetwork().GetIp() == "" {
+		t.Errorf("pod is %v with address %q, want ready with one", s.GetState(), s.GetNetwork().GetIp())
+	}
+	id, err := pod.Create(n.ctx(t), idle("main"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.awaitState(t, id, runtime.ContainerState_CONTAINER_CREATED)
+	if err := n.Client.Start(n.ctx(t), id); err != nil {
+		t.Fatal(err)
+	}
+	n.awaitState(t, id, runtime.ContainerState_CONTAINER_RUNNING)
+	list, err := n.ListContainers(n.ctx(t), &runtime.ListContainersRequest{Filter: &runtime.ContainerFilter{PodSandboxId: pod.ID}})
+	if err != nil || len(list.GetContainers()) != 1 {
+		t.Errorf("containers of the pod: %v, %v, want one", list.GetContainers(), err)
+	}
+	if got := n.check(t, id, "hostname"); got != "pod" {
+		t.Errorf("hostname %q, want pod", got)
+	}
+	for range 2 { // what is stopped can be stopped
+		if err := n.Client.Stop(n.ctx(t), id, 10*time.Second); err != nil {
+			t.Errorf("stop: %v", err)
+		}
+	}
+	if s := n.awaitState(t, id, runtime.ContainerState_CONTAINER_EXITED); s.GetExitCode() != 0 || s.GetReason() != "Completed" {
+		t.Errorf("exit code %d, reason %q, want 0, Completed", s.GetExitCode(), s.GetReason())
+	}
+	for range 2 {
+		if err := n.Remove(n.ctx(t), id); err != nil {
+			t.Errorf("remove: %v", err)
+		}
+	}
+	for range 2 {
+		if err := pod.Stop(n.ctx(t)); err != nil {
+			t.Errorf("stop pod: %v", err)
+		}
+	}
+	if s, err := pod.Status(n.ctx(t)); err != nil || s.GetState() != runtime.PodSandboxState_SANDBOX_NOTREADY {
+		t.Errorf("stopped pod is %v, %v", s.GetState(), err)
+	}
+	for range 2 {
+		if err := pod.Remove(n.ctx(t)); err != nil {
+			t.Errorf("remove pod: %v", err)
+		}
+	}
+}
+
+func podExitCodes(t *testing.T, n *node) {
+	pod := n.pod(t)
+	for _, c := range []struct {
+		script string
+		code   int32
+		reason string
+	}{
+		{"exit 0", 0, "Completed"},
+		{"exit 3", 3, "Error"},
+		{"exit 255", 255, "Error"},
+	} {
+		id := startIn(t, n, pod, shell("c"+strconv.Itoa(int(c.code)), c.script))
+		s := n.awaitState(t, id, runtime.ContainerState_CONTAINER_EXITED)
+		if s.GetExitCode() != c.code || s.GetReason() != c.reason {
+			t.Errorf("%q: exit code %d, reason %q, want %d, %q", c.script, s.GetExitCode(), s.GetReason(), c.code, c.reason)
+		}
+		if s.GetStartedAt() == 0 || s.GetFinishedAt() == 0 {
+			t.Errorf("%q: started at %d, finished at %d", c.script, s.GetStartedAt(), s.GetFinishedAt())
+		}
+	}
+}
+
+// podCrashLoop restarts a failing container 50 times as the kubelet does: a new
+// container for each attempt, the old one removed.
+func podCrashLoop(t *testing.T, n *node) {
+	const attempts = 50
+	pod := n.pod(t)
+	for i := range attempts {
+		config := shell("crash", fmt.Sprintf("echo attempt %d; exit %d", i, i+1))
+		config.Metadata.Attempt = uint32(i)
+		config.LogPath = fmt.Sprintf("crash/%d.log", i)
+		if err := os.MkdirAll(pod.Config.GetLogDirectory()+"/crash", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		id := startIn(t, n, pod, config)
+		s := n.awaitState(t, id, runtime.ContainerState_CONTAINER_EXITED)
+		if s.GetExitCode() != int32(i+1) {
+			t.Fatalf("attempt %d exits with %d, want %d", i, s.GetExitCode(), i+1)
+		}
+		if out, _ := awaitLog(t, logOf(pod, config), fmt.Sprintf("attempt %d", i)); strings.Count(out, "\n") != 1 {
+			t.Errorf("attempt %d: log %q", i, out)
+		}
+		if err := n.Remove(n.ctx(t), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func podExecSync(t *testing.T, n *node) {
+	pod := n.pod(t)
+	id := startIn(t, n, pod, idle("main"))
+	// 52: exit codes; both streams apart
+	got, err := n.ExecSync(n.ctx(t), id, 0, "sh", "-c", "echo out; echo err >&2; exit 3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.GetExitCode() != 3 || string(got.GetStdout()) != "out\n" || string(got.GetStderr()) != "err\n" {
+		t.Errorf("got %v, want code 3, out, err", got)
+	}
+	// 52: timeout, and the process is gone
+	began := time.Now()
+	_, err = n.ExecSync(n.ctx(t), id, time.Second, "sleep", "4321")
+	if status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("exec past its timeout: %v, want deadline exceeded", err)
+	}
+	elapsed(t, began, time.Second, 10*time.Second)
+	if ps := n.check(t, id, "ps"); strings.Contains(ps, "4321") {
+		t.Errorf("the process lives on after the timeout:\n%s", ps)
+	}
+	// 53: a child that keeps the pipes. containerd makes an error of it if the
+	// shim does not end the output; but nobody waits for the child.
+	began = time.Now()
+	got, err = n.ExecSync(n.ctx(t), id, 0, "sh", "-c", "sleep 60 & echo x")
+	if err == nil && string(got.GetStdout()) != "x\n" || err != nil && !strings.Contains(err.Error(), "drain") {
+		t.Errorf("exec with a child that keeps the pipes: %v, %v", got, err)
+	}
+	elapsed(t, began, 0, 15*time.Second) // the drain above and 10 s in Delete
+	// As much output as fits into an answer.
+	big, err := n.ExecSync(n.ctx(t), id, 0, "sh", "-c", "head -c 12000000 /dev/zero; exit 5")
+	if err != nil || big.GetExitCode() != 5 || len(big.GetStdout()) != 12000000 {
+		t.Errorf("big output: %d bytes, code %d, %v", len(big.GetStdout()), big.GetExitCode(), err)
+	}
+	// 55: a command that does not exist
+	if _, err := n.ExecSync(n.ctx(t), id, 0, "/no/such/command"); err == nil {
+		t.Error("exec of a missing command succeeds")
+	}
+	if out := n.check(t, id, "echo", "still there"); out != "still there" {
+		t.Errorf("exec afterwards: %q", out)
+	}
+}
+
+func podExecStream(t *testing.T, n *node) {
+	pod := n.pod(t)
+	id := startIn(t, n, pod, idle("main"))
+	text := strings.Repeat("a line for cat\n", 20000)
+	var out, errs bytes.Buffer
+	err := n.Exec(n.ctx(t), id, cri.Streams{Stdin: strings.NewReader(text), Stdout: &out, Stderr: &errs},
+		"sh", "-c", "cat; echo problem >&2; exit 7")
+	var exit *cri.ExitError
+	if !errors.As(err, &exit) || exit.Code != 7 {
+		t.Errorf("exec: %v, want exit code 7", err)
+	}
+	if out.String() != text || errs.String() != "problem\n" {
+		t.Errorf("%d bytes of %d came back, stderr %q", out.Len(), len(text), errs.String())
+	}
+
+	// 23: a terminal and its size
+	in, typing := io.Pipe()
+	sizes := make(chan cri.Size, 1)
+	sizes <- cri.Size{Width: 100, Height: 40}
+	out.Reset()
+	done := make(chan error, 1)
+	go func() {
+		done <- n.Exec(n.ctx(t), id, cri.Streams{Stdin: in, Stdout: &out, Terminal: true, Sizes: sizes}, "sh", "-c",
+			"until [ \"$(stty size)\" = '40 100' ]; do usleep 10000; done; read word; echo got $word; tty")
+	}()
+	_, _ = typing.Write([]byte("hello\n"))
+	if err := <-done; err != nil {
+		t.Errorf("exec with terminal: %v; output %q", err, out.String())
+	}
+	close(sizes)
+	_ = typing.Close()
+	if !strings.Contains(out.String(), "got hello\r\n/dev/pts/") {
+		t.Errorf("terminal shows %q", out.String())
+	}
+}
+
+func podAttach(t *testing.T, n *node) {
+	pod := n.pod(t)
+	config := shell("main", "while read word; do echo got $word; done; echo the end; exit 4")
+	config.Stdin, config.StdinOnce = true, true
+	id := startIn(t, n, pod, config)
+	in, typing := io.Pipe()
+	out, shown := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		done <- n.Attach(n.ctx(t), id, cri.Streams{Stdin: in, Stdout: shown})
+		_ = shown.Close()
+	}()
+	lines := make([]byte, 64)
+	for _, word := range []string{"one", "two"} {
+		if _, err := typing.Write([]byte(word + "\n")); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := out.Read(lines); err != nil || string(lines[:got]) != "got "+word+"\n" {
+			t.Errorf("attached client reads %q, %v", lines[:got], err)
+		}
+	}
+	go func() { _, _ = io.Copy(io.Discard, out) }()
+	_ = typing.Close() // stdin is the container's only once
+	s := n.awaitState(t, id, runtime.ContainerState_CONTAINER_EXITED)
+	if s.GetExitCode() != 4 {
+		t.Errorf("exit code %d, want 4", s.GetExitCode())
+	}
+	if err := <-done; err != nil {
+		t.Errorf("attach: %v", err)
+	}
+	if got, _ := awaitLog(t, logOf(pod, config), "the end"); got != "got one\ngot two\nthe end\n" {
+		t.Errorf("log %q", got)
+	}
+}
+
+func podStop(t *testing.T, n *node) {
+	pod := n.pod(t)
+	for _, c := range []struct {
+		name, script string
+		timeout      time.Duration
+		low, high    time.Duration
+		code         int32
+	}{
+		{"obeys", "trap 'exit 9' TERM; sleep 100000 & wait", 20 * time.Second, 0, 10 * time.Second, 9},
+		{"ignores", "trap '' TERM; while :; do sleep 1; done", 2 * time.Second, 2 * time.Second, 10 * time.Second, 137},
+		{"at once", "trap 'exit 9' TERM; sleep 100000 & wait", 0, 0, 10 * time.Second, 137},
+	} {
+		id := startIn(t, n, pod, shell(strings.ReplaceAll(c.name, " ", "-"), "echo ready; "+c.script))
+		n.check(t, id, "usleep", "200000") // the trap is set
+		began := time.Now()
+		if err := n.Client.Stop(n.ctx(t), id, c.timeout); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		elapsed(t, began, c.low, c.high)
+		if s := n.awaitState(t, id, runtime.ContainerState_CONTAINER_EXITED); s.GetExitCode() != c.code {
+			t.Errorf("%s: exit code %d, want %d", c.name, s.GetExitCode(), c.code)
+		}
+	}
+	// A created container can be stopped and removed.
+	id, err := pod.Create(n.ctx(t), idle("never-started"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Remove(n.ctx(t), id); err != nil {
+		t.Errorf("remove a created container: %v", err)
+	}
+}
+
+func podStats(t *testing.T, n *node) {
+	pod := n.pod(t)
+	busy := startIn(t, n, pod, shell("busy", "head -c 20000000 /dev/zero | md5sum; tail -f /dev/null"))
+	quiet := startIn(t, n, pod, idle("quiet"))
+	eventually(t, patience, func() string {
+		answer, err := n.ContainerStats(n.ctx(t), &runtime.ContainerStatsRequest{ContainerId: busy})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := answer.GetStats()
+		if s.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || s.GetMemory().GetWorkingSetBytes().GetValue() == 0 {
+			return fmt.Sprintf("stats %v", s)
+		}
+		return ""
+	})
+	list, err := n.ListContainerStats(n.ctx(t), &runtime.ListContainerStatsRequest{Filter: &runtime.ContainerStatsFilter{PodSandboxId: pod.ID}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]bool{}
+	for _, s := range list.GetStats() {
+		found[s.GetAttributes().GetId()] = s.GetMemory().GetWorkingSetBytes().GetValue() > 0
+	}
+	if !found[busy] || !found[quiet] || len(found) != 2 {
+		t.Errorf("list has %v", found)
+	}
+	eventually(t, patience, func() string {
+		answer, err := n.PodSandboxStats(n.ctx(t), &runtime.PodSandboxStatsRequest{PodSandboxId: pod.ID})
+		if err != nil {
+			return err.Error()
+		}
+		s := answer.GetStats().GetLinux()
+		if s.GetMemory().GetWorkingSetBytes().GetValue() == 0 || s.GetProcess().GetProcessCount().GetValue() == 0 {
+			return fmt.Sprintf("pod's stats %v", s)
+		}
+		return ""
+	})
+}
+
+func podUpdate(t *testing.T, n *node) {
+	pod := n.pod(t)
+	config := idle("main")
+	config.Linux.Resources.MemoryLimitInBytes = 64 << 20
+	config.Linux.Resources.CpuShares = 512
+	id := startIn(t, n, pod, config)
+	_, err := n.UpdateContainerResources(n.ctx(t), &runtime.UpdateContainerResourcesRequest{
+		ContainerId: id, Linux: &runtime.LinuxContainerResources{MemoryLimitInBytes: 96 << 20, CpuQuota: 20000, CpuPeriod: 100000},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit := "/sys/fs/cgroup/memory.max"
+	quota, want := "/sys/fs/cgroup/cpu.max", "20000 100000"
+	if !host.Unified() {
+		limit = "/sys/fs/cgroup/memory/memory.limit_in_bytes"
+		quota, want = "/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "20000"
+	}
+	if got := n.check(t, id, "cat", limit); got != strconv.Itoa(96<<20) {
+		t.Errorf("memory limit %s, want %d", got, 96<<20)
+	}
+	if got := n.check(t, id, "cat", quota); got != want {
+		t.Errorf("cpu quota %q, want %q", got, want)
+	}
+	s, err := n.ContainerStatus(n.ctx(t), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.GetResources().GetLinux(); got.GetMemoryLimitInBytes() != 96<<20 || got.GetCpuShares() != 512 {
+		t.Errorf("status says %v, want the new memory limit and the old shares", got)
+	}
+}
+
+// 67: the reason of the end is told.
+func podOOM(t *testing.T, n *node) {
+	pod := n.pod(t)
+	config := shell("hog", "exec tail /dev/zero")
+	config.Linux.Resources.MemoryLimitInBytes = 20 << 20
+	config.Linux.Resources.MemorySwapLimitInBytes = 20 << 20
+	id := startIn(t, n, pod, config)
+	s := n.awaitState(t, id, runtime.ContainerState_CONTAINER_EXITED)
+	if s.GetExitCode() != 137 || s.GetReason() != "OOMKilled" {
+		t.Errorf("exit code %d, reason %q, want 137, OOMKilled", s.GetExitCode(), s.GetReason())
+	}
+}
+
+func podTwoContainers(t *testing.T, n *node) {
+	pod := n.pod(t)
+	server := startIn(t, n, pod, shell("server", "while :; do echo hello | nc -l -p 8080; done"))
+	other := startIn(t, n, pod, idle("other"))
+	eventually(t, patience, func() string {
+		got, err := n.ExecSync(n.ctx(t), other, 0, "nc", "127.0.0.1", "8080")
+		if err != nil || string(got.GetStdout()) != "hello\n" {
+			return fmt.Sprintf("through the pod's loopback: %v, %v", got, err)
+		}
+		return ""
+	})
+	for _, ns := range []string{"net", "ipc", "uts"} {
+		if a, b := n.check(t, server, "readlink", "/proc/1/ns/"+ns), n.check(t, other, "readlink", "/proc/1/ns/"+ns); a != b {
+			t.Errorf("%s namespaces %s and %s differ", ns, a, b)
+		}
+	}
+	if got := n.check(t, other, "sh", "-c", "echo $$"); got == "" || strings.Contains(n.check(t, other, "ps"), "nc -l") {
+		t.Error("one container sees the other's processes")
+	}
+	if err := n.Client.Stop(n.ctx(t), server, 0); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.check(t, other, "echo", "alive"); got != "alive" {
+		t.Errorf("the other container after the first one's end: %q", got)
+	}
+}
+
+func podSharedProcesses(t *testing.T, n *node) {
+	pod := n.pod(t, func(c *runtime.PodSandboxConfig) {
+		c.Linux.SecurityContext.NamespaceOptions = &runtime.NamespaceOption{Pid: runtime.NamespaceMode_POD}
+	})
+	share := func(c *runtime.ContainerConfig) *runtime.ContainerConfig {
+		c.Linux.SecurityContext.NamespaceOptions = &runtime.NamespaceOption{Pid: runtime.NamespaceMode_POD}
+		return c
+	}
+	// 16: what a container leaves behind in a shared process namespace is gone.
+	first := startIn(t, n, pod, share(shell("first", "(trap '' TERM; sleep 987654) & sleep 100000")))
+	second := startIn(t, n, pod, share(idle("second")))
+	eventually(t, patience, func() string {
+		if ps := n.check(t, second, "ps"); !strings.Contains(ps, "987654") || !strings.Contains(ps, "pause") {
+			return "processes seen:\n" + ps
+		}
+		return ""
+	})
+	if err := n.Client.Stop(n.ctx(t), first, time.Second); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, patience, func() string {
+		if ps := n.check(t, second, "ps"); strings.Contains(ps, "987654") {
+			return "processes left by the first container:\n" + ps
+		}
+		return ""
+	})
+}
+
+func podHostNetwork(t *testing.T, n *node) {
+	pod := n.pod(t, func(c *runtime.PodSandboxConfig) {
+		c.Hostname = ""
+		c.Linux.SecurityContext.NamespaceOptions.Network = runtime.NamespaceMode_NODE
+	})
+	config := idle("main")
+	config.Linux.SecurityContext.NamespaceOptions.Network = runtime.NamespaceMode_NODE
+	id := startIn(t, n, pod, config)
+	own, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := n.check(t, id, "readlink", "/proc/1/ns/net"); got != own {
+		t.Errorf("network namespace %s, want the host's, %s", got, own)
+	}
+	if err := n.Client.Stop(n.ctx(t), id, 5*time.Second); err != nil {
+		t.Error(err)
+	}
+}
+
+func podUserNamespace(t *testing.T, n *node) {
+	mapping := &runtime.UserNamespace{
+		Mode: runtime.NamespaceMode_POD,
+		Uids: []*runtime.IDMapping{{HostId: 300000, Length: 65536}},
+		Gids: []*runtime.IDMapping{{HostId: 300000, Length: 65536}},
+	}
+	pod := n.pod(t, func(c *runtime.PodSandboxConfig) {
+		c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = mapping
+	})
+	config := shell("main", "echo written; trap 'exit 0' TERM; sleep 100000 & wait")
+	config.Linux.SecurityContext.NamespaceOptions.UsernsOptions = mapping
+	id := startIn(t, n, pod, config)
+	if got := strings.Fields(n.check(t, id, "cat", "/proc/self/uid_map")); len(got) != 3 || got[1] != "300000" {
+		t.Errorf("mapping %q, want host id 300000", got)
+	}
+	if got := n.check(t, id, "sh", "-c", "touch /new; stat -c %u /new /bin/busybox"); got != "0\n0" {
+		t.Errorf("owners of files %q, want root", got)
+	}
+	if got := n.check(t, id, "sh", "-c", "echo x > /proc/self/fd/1"); got != "x" {
+		t.Errorf("output through its own /proc entry: %q", got)
+	}
+	if out, _ := awaitLog(t, logOf(pod, config), "written"); out != "written\n" {
+		t.Errorf("log %q", out)
+	}
+}
+
+func podPortForward(t *testing.T, n *node) {
+	pod := n.pod(t)
+	startIn(t, n, pod, shell("server", "while :; do nc -l -p 8080 -e head -n 1; done"))
+	eventually(t, patience, func() string {
+		got, err := pod.Forward(n.ctx(t), 8080, []byte("hello\nrest\n"))
+		if err != nil || string(got) != "hello\n" {
+			return fmt.Sprintf("got %q, %v", got, err)
+		}
+		return ""
+	})
+	if _, err := pod.Forward(n.ctx(t), 8081, []byte("x")); err == nil || !strings.Contains(err.Error(), "8081") {
+		t.Errorf("forward to a closed port: %v, want an error that names it", err)
+	}
+}
+
+// 12: a program that does not exist.
+func podBadProgram(t *testing.T, n *node) {
+	pod := n.pod(t)
+	config := container("main", "/no/such/program")
+	id, err := pod.Create(n.ctx(t), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Client.Start(n.ctx(t), id); err == nil || !strings.Contains(err.Error(), "no such") {
+		t.Errorf("start: %v, want the runtime's message", err)
+	}
+	s := n.awaitState(t, id, runtime.ContainerState_CONTAINER_EXITED)
+	if s.GetExitCode() == 0 || s.GetReason() != "StartError" {
+		t.Errorf("exit code %d, reason %q", s.GetExitCode(), s.GetReason())
+	}
+}
