@@ -318,6 +318,16 @@ func TestConnsChanged(t *testing.T) {
 	}
 }
 
+// Without descriptors for new connections the server looks away, and comes back.
+func TestPauseAccepting(t *testing.T) {
+	f := start(t, (&serveTasks{}).serve)
+	f.do(f.server.pauseAccepting)
+	task, _ := f.client()
+	if _, err := task.State(testContext(t), &taskapi.StateRequest{ID: "x"}); err != nil {
+		t.Error(err)
+	}
+}
+
 // A peer that is not root is turned away.
 func TestPeerMustBeRoot(t *testing.T) {
 	if os.Geteuid() != 0 {

@@ -130,7 +130,7 @@ var messages = []struct {
 
 	{
 		&BootstrapParams{InstanceID: "i", Namespace: "n", LogLevel: LogLevelDebug, ContainerdVersion: "2.4", ContainerdTtrpcAddress: "/t", ContainerdGrpcAddress: "/g", ContainerdBinary: "/c", Extensions: []Any{anyA, {}}, SocketDir: "/s"},
-		&bootstrap.BootstrapParams{InstanceID: "i", Namespace: "n", LogLevel: bootstrap.LogLevel_LOG_LEVEL_DEBUG, ContainerdVersion: "2.4", ContainerdTtrpcAddress: "/t", ContainerdGrpcAddress: "/g", ContainerdBinary: "/c", Extensions: []*bootstrap.Extension{{Value: protoAny(anyA)}, {}}, SocketDir: proto.String("/s")},
+		&bootstrap.BootstrapParams{InstanceID: "i", Namespace: "n", LogLevel: bootstrap.LogLevel_LOG_LEVEL_DEBUG, ContainerdVersion: "2.4", ContainerdTtrpcAddress: "/t", ContainerdGrpcAddress: "/g", ContainerdBinary: "/c", Extensions: []*bootstrap.Extension{{Value: protoAny(anyA)}, {}}, SocketDir: new("/s")},
 	},
 	{
 		&BootstrapResult{Version: 2, Address: "unix:///a", Protocol: "ttrpc", Metadata: []KeyValue{{"k", "v"}}, Extensions: []Any{anyB}},
