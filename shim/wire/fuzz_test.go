@@ -144,12 +144,14 @@ func FuzzResumeRequest(f *testing.F)    { fuzz(f, &ResumeRequest{}, &task.Resume
 func FuzzCheckpointTaskRequest(f *testing.F) {
 	fuzz(f, &CheckpointTaskRequest{}, &task.CheckpointTaskRequest{})
 }
+
 func FuzzUpdateTaskRequest(f *testing.F) { fuzz(f, &UpdateTaskRequest{}, &task.UpdateTaskRequest{}) }
 func FuzzWaitRequest(f *testing.F)       { fuzz(f, &WaitRequest{}, &task.WaitRequest{}) }
 func FuzzStatsRequest(f *testing.F)      { fuzz(f, &StatsRequest{}, &task.StatsRequest{}) }
 func FuzzConnectRequest(f *testing.F)    { fuzz(f, &ConnectRequest{}, &task.ConnectRequest{}) }
 func FuzzShutdownRequest(f *testing.F)   { fuzz(f, &ShutdownRequest{}, &task.ShutdownRequest{}) }
-func FuzzBootstrapParams(f *testing.F)   { fuzz(f, &BootstrapParams{}, &bootstrap.BootstrapParams{}) }
+func FuzzBootstrapParams(f *testing.F) { fuzz(f, &BootstrapParams{}, &bootstrap.BootstrapParams{}) }
+
 func FuzzBootstrapResult(f *testing.F)   { fuzz(f, &BootstrapResult{}, &bootstrap.BootstrapResult{}) }
 func FuzzOptions(f *testing.F)           { fuzz(f, &Options{}, &runc.Options{}) }
 func FuzzCheckpointOptions(f *testing.F) { fuzz(f, &CheckpointOptions{}, &runc.CheckpointOptions{}) }

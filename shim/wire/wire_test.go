@@ -26,8 +26,10 @@ import (
 	"github.com/berthd/berth/shim/fault"
 )
 
-type appender interface{ Append([]byte) []byte }
-type decoder interface{ Decode([]byte) error }
+type (
+	appender interface{ Append([]byte) []byte }
+	decoder  interface{ Decode([]byte) error }
+)
 
 func stamp(ns int64) *timestamppb.Timestamp {
 	return &timestamppb.Timestamp{Seconds: ns / 1e9, Nanos: int32(ns % 1e9)}
