@@ -73,7 +73,7 @@ $(IMAGES)/web: integration/web/main.go
 	@mkdir -p $(@D)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./integration/web
 
-$(IMAGES)/web.tar: $(IMAGES)/pause $(IMAGES)/web $(wildcard integration/image/*.go integration/image/build/*.go)
+$(IMAGES)/web.tar: $(IMAGES)/pause $(IMAGES)/web $(filter-out %_test.go,$(wildcard integration/image/*.go integration/image/build/*.go))
 	$(GO) run ./integration/image/build -programs $(IMAGES) -o $(IMAGES)
 
 vm: ## the machine of vm-test
