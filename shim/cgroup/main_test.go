@@ -8,8 +8,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -31,6 +33,10 @@ func TestMain(m *testing.M) {
 		hog()
 	case "fork":
 		forkers()
+	case "pause":
+		for {
+			_ = unix.Pause()
+		}
 	}
 	idle()
 }
@@ -87,18 +93,21 @@ func hog() {
 	}
 }
 
-// forkers leaves three children.
+// forkers makes three children, and answers a byte once.
 func forkers() {
 	await()
+	runtime.LockOSThread() // which the children's end depends on
 	for range 3 {
 		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = append(os.Environ(), role+"=idle")
-		cmd.Stdin = os.Stdin
+		cmd.Env = append(os.Environ(), role+"=pause")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 		if err := cmd.Start(); err != nil {
 			panic(err)
 		}
 	}
 	fmt.Println("forked")
+	await()
+	fmt.Println("awake")
 	idle()
 }
 

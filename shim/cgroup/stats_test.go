@@ -32,10 +32,12 @@ func sorted(m *v2.Metrics) *v2.Metrics {
 
 // Our message equals the library's, of the same live cgroup.
 func TestStatsOfHost(t *testing.T) {
+	// Not cpu.max: the first limit of a v2 machine makes its kernel patch itself,
+	// which an emulated one may not survive.
 	c := start(t, "work", func(dir string) {
 		for name, value := range map[string]string{
 			"pids.max": "77", "cpu.cfs_quota_us": "30000", "memory.limit_in_bytes": "268435456",
-			"cpu.max": "30000 100000", "memory.max": "268435456",
+			"memory.max": "268435456",
 		} {
 			if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
 				put(t, dir, name, value)
