@@ -121,6 +121,14 @@ func TestSharedCgroupIsLeftAlone(t *testing.T) {
 	if _, err := g.AppendStats(nil); err != nil {
 		t.Errorf("AppendStats: %v", err)
 	}
+	l, on := running(t)
+	on(func() {
+		w, err := g.WatchOOM(l, func() { t.Error("a neighbour's kill is told") })
+		if err != nil || w.fd >= 0 {
+			t.Errorf("WatchOOM: descriptor %d, %v", w.fd, err)
+		}
+		w.Close()
+	})
 }
 
 func TestEncode(t *testing.T) {

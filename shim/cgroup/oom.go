@@ -48,16 +48,22 @@ type Watch struct {
 
 // WatchOOM calls f on the loop for each increase of the cgroup's count of kills
 // since the Group was found; also since before the Group was encoded, when it was
-// decoded. A cgroup without memory accounting is watched in vain, without error.
+// decoded. A cgroup without memory accounting, or one shared with others, is
+// watched in vain, without error.
 func (g *Group) WatchOOM(l *loop.Loop, f func()) (*Watch, error) {
 	w := &Watch{g: g, l: l, f: f, fd: -1}
+	dir := g.ownController(memory)
+	if dir == "" {
+		return w, nil
+	}
 	var err error
 	if g.v2 {
-		w.fd, err = watchEvents(g.dir(unified) + "/memory.events")
+		w.fd, err = watchEvents(dir + "/memory.events")
 	} else {
-		w.fd, err = watchControl(g.dir(memory))
+		w.fd, err = watchControl(dir)
 	}
 	if err != nil {
+		w.fd = -1
 		if gone(err) {
 			return w, nil
 		}
@@ -88,9 +94,6 @@ func watchEvents(file string) (int, error) {
 // watchControl returns an eventfd that the memory controller of v1 signals when
 // the cgroup is out of memory (cgroup-v1/memory.rst, section 10).
 func watchControl(dir string) (int, error) {
-	if dir == "" {
-		return -1, unix.ENOENT
-	}
 	control, err := unix.Open(dir+"/memory.oom_control", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
