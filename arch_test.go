@@ -33,9 +33,10 @@ const (
 var transient = []string{"shim/bootstrap", "shim/options", "shim/join", "shim/upgrade"}
 
 // residentImports is all that the resident half may import besides packages
-// below shim: what costs neither start-up time nor memory.
+// below shim: what costs neither start-up time nor memory. (fmt is linked anyway
+// and costs when it is called; it is for errors.)
 var residentImports = []string{
-	"bytes", "cmp", "encoding/binary", "errors", "io", "io/fs", "maps", "math", "math/bits",
+	"bytes", "cmp", "encoding/binary", "errors", "fmt", "io", "io/fs", "maps", "math", "math/bits",
 	"os", "os/signal", "path", "path/filepath", "runtime", "runtime/debug", "slices", "strconv",
 	"strings", "sync", "sync/atomic", "syscall", "time", "unicode/utf16", "unicode/utf8", "unsafe",
 	"golang.org/x/sys/unix",
@@ -43,7 +44,7 @@ var residentImports = []string{
 
 // transientImports is what the transient half may import beyond that.
 var transientImports = []string{
-	"bufio", "crypto/sha256", "encoding/hex", "encoding/json", "flag", "fmt",
+	"bufio", "crypto/sha256", "encoding/hex", "encoding/json", "flag",
 	"github.com/opencontainers/runtime-spec/specs-go", "github.com/pelletier/go-toml/v2",
 }
 
