@@ -27,6 +27,10 @@ const (
 	freezeLimit = 2 * time.Second
 	// freezePollMS is how often a v1 freezer is asked. It notifies nobody.
 	freezePollMS = 1
+	// thawEvery and thawMS let the processes of a v1 cgroup run for a moment
+	// when freezing gets nowhere: one in the middle of execve waits for its
+	// threads to end, and a frozen thread does not.
+	thawEvery, thawMS = 20, 5
 )
 
 // errShared is returned where going on would reach processes of others.
@@ -209,7 +213,8 @@ func (g *Group) Thaw() error {
 // state at FREEZING (cgroup-v1/freezer-subsystem.rst).
 func freezeV1(dir string) error {
 	var r reader
-	for end := time.Now().Add(freezeLimit); ; {
+	end := time.Now().Add(freezeLimit)
+	for try := 1; ; try++ {
 		if err := write(dir+"/freezer.state", "FROZEN"); err != nil {
 			return err
 		}
@@ -219,7 +224,14 @@ func freezeV1(dir string) error {
 		if time.Now().After(end) {
 			return unix.ETIMEDOUT
 		}
-		_, _ = unix.Poll(nil, freezePollMS)
+		pause := freezePollMS
+		if try%thawEvery == 0 {
+			if err := write(dir+"/freezer.state", "THAWED"); err != nil {
+				return err
+			}
+			pause = thawMS
+		}
+		_, _ = unix.Poll(nil, pause)
 	}
 }
 
