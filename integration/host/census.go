@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,7 +16,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/google/go-cmp/cmp"
 )
 
 // settleTime is how long things may take to go away by themselves.
@@ -36,10 +36,11 @@ func (d *Daemon) Census() (Census, error) {
 		}
 		c.add("processes", p.String())
 		if strings.HasPrefix(p.comm, "containerd-shim") {
-			c["fds"] = append(c["fds"], descriptors(p.comm, p.pid)...)
+			c["fds"] = append(c["fds"], descriptors(fmt.Sprintf("%s %d", p.comm, p.pid), p.pid)...)
 		}
 	}
 	if d.Pid() != 0 {
+		// Without its number: it may have been restarted.
 		c["fds"] = append(c["fds"], descriptors("containerd", d.Pid())...)
 	}
 	c["sockets"] = entries(d.Dir + "/s/*")
@@ -93,8 +94,9 @@ func (d *Daemon) namespaces() []string {
 	return []string{d.Namespace}
 }
 
-// Settle waits until a census equals before and fails t with the difference if
-// it does not in time. Use:
+// Settle waits until a census holds nothing that was not there before and fails
+// t with the difference if it does in the end. What has gone is no fault: an
+// earlier test's remains may take their time. Use:
 //
 //	defer d.Settle(t, d.Count(t))
 func (d *Daemon) Settle(t testing.TB, before Census) {
@@ -104,11 +106,12 @@ func (d *Daemon) Settle(t testing.TB, before Census) {
 	}
 	for deadline := time.Now().Add(settleTime); ; time.Sleep(20 * time.Millisecond) {
 		after, err := d.Census()
-		if err == nil && cmp.Equal(before.sorted(), after.sorted()) {
+		left := after.without(before)
+		if err == nil && len(left) == 0 {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Errorf("left behind (-before +after), %v:\n%s", err, cmp.Diff(before.sorted(), after.sorted()))
+			t.Errorf("left behind (%v): %s", err, left)
 			return
 		}
 	}
@@ -124,14 +127,28 @@ func (d *Daemon) Count(t testing.TB) Census {
 	return c
 }
 
-func (c Census) sorted() Census {
-	s := Census{}
+// without returns what c has and before has not.
+func (c Census) without(before Census) Census {
+	left := Census{}
 	for kind, lines := range c {
-		if len(lines) > 0 {
-			s[kind] = slices.Sorted(slices.Values(lines))
+		for _, line := range lines {
+			if !slices.Contains(before[kind], line) {
+				left.add(kind, line)
+			}
 		}
 	}
-	return s
+	return left
+}
+
+// String lists a census by kind, a line each.
+func (c Census) String() string {
+	var b strings.Builder
+	for _, kind := range slices.Sorted(maps.Keys(c)) {
+		for _, line := range slices.Sorted(slices.Values(c[kind])) {
+			fmt.Fprintf(&b, "\n  %s: %s", kind, line)
+		}
+	}
+	return b.String()
 }
 
 // processes are containerd, its shims, their children and the containers'
@@ -224,7 +241,9 @@ func descriptors(name string, pid int) []string {
 	}
 	var lines []string
 	for link, n := range links {
-		lines = append(lines, fmt.Sprintf("%s %d: %s x%d", name, pid, link, n))
+		for i := range n {
+			lines = append(lines, fmt.Sprintf("%s: %s no. %d", name, link, i+1))
+		}
 	}
 	return lines
 }
