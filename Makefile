@@ -103,4 +103,7 @@ install: build ## the programs to PREFIX/bin [/usr/local]
 clean: ## remove what was built from this source; .deps stays
 	rm -rf $(BUILD)
 
+# One thing after the other: two cores, and tests that measure.
+.NOTPARALLEL:
+
 .PHONY: help run test build unit integration vm-test bench fuzz deps images vm lint fmt tidy install clean
