@@ -5,6 +5,11 @@
 // is the resident process of one container; with one it is transient.
 package main
 
+// Go's runtime would keep two descriptors and a timer for the CPU limit of the
+// cgroup. The resident has one P whatever the limit is.
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+
 import (
 	"os"
 

@@ -5,6 +5,7 @@ package bootstrap
 import (
 	"bytes"
 	"errors"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -77,6 +78,10 @@ func writePlan(p *plan.Plan) (*os.File, error) {
 // spawn executes this program as the resident, in a session of its own, and
 // returns its pid.
 func spawn(inv *Invocation, p *plan.Plan, socket, planFile int) (int, error) {
+	// What containerd's own starter left open is not for the resident.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return 0, os.NewSyscallError("close_range", err)
+	}
 	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, fault.Wrap(fault.Unknown, os.DevNull, err)

@@ -184,20 +184,26 @@ func killAll(group *cgroup.Group, sig int) error {
 }
 
 // Pids calls f with the number of each process of the container, and the exec id
-// for those that an exec began with.
-func (c *Container) Pids(f func(pid int, exec string)) error {
+// for those that an exec began with. Of a container that has no cgroup of its own
+// only these and init are known.
+func (c *Container) Pids(f func(pid int, exec string)) {
 	var list [64]int // larger containers cost an allocation
 	pids := list[:0]
+	var err error
 	if c.group != nil && c.state != Stopped {
-		var err error
-		if pids, err = c.group.Pids(pids); err != nil && fault.CodeOf(err) != fault.NotFound {
-			return err
-		}
+		pids, err = c.group.Pids(pids)
+	}
+	if c.group == nil || err != nil {
+		c.each(func(p *Process) {
+			if p.child != nil {
+				f(p.pid, p.id)
+			}
+		})
+		return
 	}
 	for _, pid := range pids {
 		f(pid, c.execOf(pid))
 	}
-	return nil
 }
 
 func (c *Container) execOf(pid int) string {

@@ -26,10 +26,15 @@ import (
 // Unknown is the exit code of a process whose end nobody saw.
 const Unknown = 255
 
-// maxEarly bounds the exits kept of children that nobody has claimed yet. An
-// exec's process may end before the runtime that started it has returned; other
-// unclaimed children are orphans of the container and are forgotten.
-const maxEarly = 128
+// The exits of children that nobody has claimed yet are kept for a while: an
+// exec's process may end before the runtime that started it has returned. Other
+// unclaimed children are orphans of the container. maxEarly bounds their number,
+// earlyLimit their age, well below the time in which the kernel, which hands out
+// pids in turn, comes to the same one again.
+const (
+	maxEarly   = 128
+	earlyLimit = 10 * time.Second
+)
 
 // Exit tells how a process ended.
 type Exit struct {
@@ -130,15 +135,17 @@ func (t *Table) reap() {
 	}
 }
 
-// claim makes exited the receiver of pid's exit. If pid was reaped before, its
-// exit is returned instead.
-func (t *Table) claim(pid int, exited func(Exit)) (Exit, bool) {
+// claim makes exited the receiver of pid's exit. If pid was reaped after since,
+// its exit is returned instead; an older one was another process's.
+func (t *Table) claim(pid int, since int64, exited func(Exit)) (Exit, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := len(t.early) - 1; i >= 0; i-- {
 		if e := t.early[i]; e.pid == pid {
 			t.early = append(t.early[:i], t.early[i+1:]...)
-			return e.exit, true
+			if e.exit.At >= since {
+				return e.exit, true
+			}
 		}
 	}
 	t.live[pid] = exited
@@ -177,6 +184,7 @@ func (t *Table) Spawn(c *Command, exited func(Exit)) (int, error) {
 		}
 		files[i] = uintptr(fd)
 	}
+	since := time.Now().UnixNano()
 	pid, err := syscall.ForkExec(c.Path, c.Args, &syscall.ProcAttr{
 		Dir: c.Dir, Env: c.Env, Files: files,
 		Sys: &syscall.SysProcAttr{Pdeathsig: c.Pdeathsig, Setpgid: c.Group},
@@ -184,7 +192,7 @@ func (t *Table) Spawn(c *Command, exited func(Exit)) (int, error) {
 	if err != nil {
 		return 0, &os.PathError{Op: "exec", Path: c.Path, Err: err}
 	}
-	if exit, ended := t.claim(pid, exited); ended {
+	if exit, ended := t.claim(pid, since, exited); ended {
 		t.l.Post(func() { exited(exit) })
 	}
 	return pid, nil
@@ -239,12 +247,18 @@ func (t *Table) Adopt(pid int, exited func(Exit)) *Process {
 		p.ended = true
 		exited(e)
 	}
-	exit, ended := t.claim(pid, end)
-	if !ended && !isChild(pid) {
+	now := time.Now().UnixNano()
+	since := now - int64(earlyLimit)
+	child := isChild(pid)
+	if child {
+		since = now // whatever was reaped had the number before
+	}
+	exit, ended := t.claim(pid, since, end)
+	if !ended && !child {
 		t.mu.Lock()
 		delete(t.live, pid)
 		t.mu.Unlock()
-		exit, ended = Exit{Code: Unknown, At: time.Now().UnixNano()}, true
+		exit, ended = Exit{Code: Unknown, At: now}, true
 	}
 	if ended {
 		t.l.Post(func() { end(exit) })
