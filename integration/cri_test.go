@@ -100,6 +100,10 @@ func (n *node) config() string {
     runtime_type = "io.containerd.runc.v2"
   [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.berth]
     runtime_type = "io.containerd.berth.v1"
+  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.bounded]
+    runtime_type = "io.containerd.berth.v1"
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.bounded.options]
+      spool_max = "4MiB"
   [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.dropin]
     runtime_type = "io.containerd.runc.v2"
     runtime_path = %[4]q
