@@ -20,31 +20,43 @@ const (
 	// worth of lines of usual length.
 	scratchBytes = 128 << 10
 	// readRounds bounds what one flow copies before the other gets its turn.
-	readRounds = 16
+	readRounds = 8
+	// jobBudget bounds a job. With one P a goroutine that is never idle lets the
+	// loop see its events only when Go's monitor thread looks, every 10 ms.
+	jobBudget = 2 * time.Millisecond
 	// quietRetry is when work is looked at again that came while the loop wanted a
 	// moment without jobs. That moment ends in an exec, or has failed by then.
 	quietRetry = 10 * time.Millisecond
 )
 
-// memory is the job's buffers. They are mapped for the length of a job: an idle
-// stream holds none, and the heap never sees them.
+// memory is the job's buffers. They are mapped while there is work for one job
+// after the other: an idle stream holds none, and the heap never sees them.
 type memory struct {
 	all     []byte
 	in      []byte
 	scratch []byte
 }
 
-func mapMemory() (memory, error) {
+// open maps the buffers, unless they are.
+func (m *memory) open() error {
+	if m.all != nil {
+		return nil
+	}
 	p, err := unix.MmapPtr(-1, 0, nil, readBytes+scratchBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
-		return memory{}, err
+		return err
 	}
-	all := unsafe.Slice((*byte)(p), readBytes+scratchBytes)
-	return memory{all: all, in: all[:readBytes:readBytes], scratch: all[readBytes:]}, nil
+	m.all = unsafe.Slice((*byte)(p), readBytes+scratchBytes)
+	m.in, m.scratch = m.all[:readBytes:readBytes], m.all[readBytes:]
+	return nil
 }
 
-func (m *memory) unmap() {
-	_ = unix.MunmapPtr(unsafe.Pointer(&m.all[0]), uintptr(len(m.all)))
+// close unmaps the buffers, if they are mapped.
+func (m *memory) close() {
+	if m.all != nil {
+		_ = unix.MunmapPtr(unsafe.Pointer(&m.all[0]), uintptr(len(m.all)))
+		*m = memory{}
+	}
 }
 
 // work starts the job for all flows that need it, or makes a running one look
@@ -79,18 +91,12 @@ func (s *Streams) work() {
 	s.l.Go(s.copyJob, s.copied)
 }
 
-// copyFlows is the job. It ends when no flow can go on.
+// copyFlows is the job. It ends when no flow can go on, or its time is over.
 func (s *Streams) copyFlows() {
-	s.reopenErr = nil
 	if len(s.reopening) > 0 {
-		for i := range s.logs {
-			if err := s.logs[i].log.Reopen(); err != nil && s.reopenErr == nil {
-				s.reopenErr = err
-			}
-		}
+		s.reopenErr = s.reopenLogs()
 	}
-	m, err := mapMemory()
-	if err != nil {
+	if err := s.memory.open(); err != nil {
 		for _, f := range s.jobFlows {
 			if f != nil {
 				f.failure = err
@@ -98,21 +104,34 @@ func (s *Streams) copyFlows() {
 		}
 		return
 	}
-	defer m.unmap()
-	for progress := true; progress && !s.yield.Load() && !s.l.Quiescing(); {
-		progress = false
+	for began := time.Now(); time.Since(began) < jobBudget && !s.yield.Load() && !s.l.Quiescing(); {
+		progress := false
 		for _, f := range s.jobFlows {
-			if f != nil && f.failure == nil && f.step(&m) {
+			if f != nil && f.failure == nil && f.step(&s.memory) {
 				progress = true
 			}
 		}
+		if !progress {
+			s.memory.close()
+			return
+		}
 	}
+}
+
+func (s *Streams) reopenLogs() error {
+	var first error
+	for i := range s.logs {
+		if err := s.logs[i].log.Reopen(); err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
 }
 
 // afterCopy is called on the loop when the job has ended.
 func (s *Streams) afterCopy() {
 	s.working = false
-	done := s.reopening
+	done, err := s.reopening, s.reopenErr
 	s.reopening = nil
 	if s.closed {
 		s.closeFlows()
@@ -128,7 +147,7 @@ func (s *Streams) afterCopy() {
 		s.settle()
 	}
 	for _, f := range done {
-		f(s.reopenErr)
+		f(err)
 	}
 }
 

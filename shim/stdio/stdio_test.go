@@ -583,4 +583,3 @@ func TestAbortLeavesNothing(t *testing.T) {
 		t.Errorf("%d descriptors instead of %d", n, before)
 	}
 }
-

@@ -53,9 +53,10 @@ type Streams struct {
 	again     bool        // something changed while it ran
 	yield     atomic.Bool // it should come to an end
 	retry     *loop.Timer // it waits for the loop's quiet moment to pass
-	jobFlows  [2]*flow    // what it serves; nil: none
-	copyJob   func()      // copyFlows, made once
-	copied    func()      // afterCopy, made once
+	memory    memory
+	jobFlows  [2]*flow // what it serves; nil: none
+	copyJob   func()   // copyFlows, made once
+	copied    func()   // afterCopy, made once
 	reopens   []func(error)
 	reopening []func(error) // the job does these
 	reopenErr error
@@ -338,6 +339,7 @@ func (s *Streams) closeFlows() {
 			f.close()
 		}
 	}
+	s.memory.close()
 	for _, done := range s.reopens {
 		done(nil)
 	}
@@ -361,6 +363,7 @@ func (s *Streams) Ending() bool {
 
 // closeLogs ends the logs, in a job: they may be synced.
 func (s *Streams) closeLogs() {
+	s.memory.close()
 	logs := s.logs
 	s.logs = nil
 	s.working = true
