@@ -140,6 +140,9 @@ func (o *Options) Validate() error {
 			fail(key, "%d is negative", size)
 		}
 	}
+	if o.LogDrivers != nil && len(o.LogDrivers) == 0 {
+		fail("log_drivers", "no driver; leave the key out to use the caller's streams alone")
+	}
 	if o.LogMaxFiles < 0 {
 		fail("log_max_files", "%d is negative", o.LogMaxFiles)
 	}
