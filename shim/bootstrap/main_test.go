@@ -142,7 +142,8 @@ func (w *world) shim(stdin []byte, args ...string) result {
 	w.t.Helper()
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Dir = w.bundle
-	cmd.Env = append(os.Environ(), append([]string{testSettings + "=" + w.settings, testSocketDir + "=" + w.socketDir}, w.env...)...)
+	// Race mode otherwise sleeps for a second at exit.
+	cmd.Env = append(os.Environ(), append([]string{"GORACE=atexit_sleep_ms=0", testSettings + "=" + w.settings, testSocketDir + "=" + w.socketDir}, w.env...)...)
 	cmd.Stdin = bytes.NewReader(stdin)
 	var out, errb bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errb

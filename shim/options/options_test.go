@@ -57,7 +57,7 @@ func TestLoad(t *testing.T) {
 			host: host,
 			any: anyOf(t, &options.Options{
 				NoPivotRoot: true, NoNewKeyring: true, ShimCgroup: "/shims", IoUid: 7, IoGid: 8, BinaryName: "/opt/runc",
-				Root: "/run/r", SystemdCgroup: true, CriuImagePath: "/i", CriuWorkPath: "/w", TaskApiAddress: "ignored", //nolint:staticcheck // containerd still fills it
+				Root: "/run/r", SystemdCgroup: true, CriuImagePath: "/i", CriuWorkPath: "/w", TaskApiAddress: "ignored", //lint:ignore SA1019 containerd still fills it
 			}),
 			want: func(o *ours.Options) {
 				o.Runtime, o.LogSizeMax, o.IoUID, o.IoGID = "/opt/runc", 4<<20, 7, 8
@@ -145,8 +145,10 @@ monitor_env = ["=x"]
 log_allowed_dirs = ["d"]
 platform_runtime_paths = { linux = "p" }
 `),
-			want: []string{"runtime: ", "root: ", "output: ", "exec_cpu_affinity: ", "create_timeout: ", "min_memory: ",
-				"log_max_files: ", "log_labels: ", "monitor_env: ", "log_allowed_dirs: ", "platform_runtime_paths: "},
+			want: []string{
+				"runtime: ", "root: ", "output: ", "exec_cpu_affinity: ", "create_timeout: ", "min_memory: ",
+				"log_max_files: ", "log_labels: ", "monitor_env: ", "log_allowed_dirs: ", "platform_runtime_paths: ",
+			},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

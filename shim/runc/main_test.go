@@ -124,7 +124,7 @@ func busyboxBundle(t *testing.T, script string, terminal bool) string {
 		{"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
 		{"destination": "/dev/pts", "type": "devpts", "source": "devpts"}
 	],
-	"linux": {"cgroupsPath": "/berth-runc-test/%d", "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}]}
+	"linux": {"cgroupsPath": "/berth-runc-test-%d", "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}]}
 }`, terminal, script, time.Now().UnixNano())
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o644); err != nil {
 		t.Fatal(err)
