@@ -209,6 +209,9 @@ type Handle struct {
 // Handle returns the writer's state for Resume.
 func (w *Writer) Handle() Handle { return Handle{FD: w.fd, Total: w.total} }
 
+// Options returns what the log was opened with.
+func (w *Writer) Options() Options { return w.o }
+
 // Resume returns a Writer that goes on with a log opened before an exec.
 func Resume(o Options, h Handle) (*Writer, error) {
 	var st unix.Stat_t

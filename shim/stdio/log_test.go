@@ -274,7 +274,7 @@ func (r *rig) receiver() (path string, receive func() map[string]string) {
 	}
 }
 
-func parseEntry(t *testing.T, b []byte) map[string]string {
+func parseEntry(t testing.TB, b []byte) map[string]string {
 	t.Helper()
 	entry := map[string]string{}
 	for len(b) > 0 {

@@ -23,7 +23,7 @@ const patience = 20 * time.Second
 
 // rig runs a loop and its children for a test.
 type rig struct {
-	t     *testing.T
+	t     testing.TB
 	l     *loop.Loop
 	table *process.Table
 	dir   string
@@ -32,7 +32,7 @@ type rig struct {
 	warnings []string // guarded by mu
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	l, err := loop.New()
 	if err != nil {
@@ -156,7 +156,7 @@ func (r *rig) runTerminal(cfg *Config, script string) *proc {
 	return p
 }
 
-func openPTY(t *testing.T) (master, slave int) {
+func openPTY(t testing.TB) (master, slave int) {
 	t.Helper()
 	master, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -282,7 +282,7 @@ func (r *rig) logged(path string, stream crilog.Stream) string {
 	return b.String()
 }
 
-func fds(t *testing.T) int {
+func fds(t testing.TB) int {
 	t.Helper()
 	es, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
