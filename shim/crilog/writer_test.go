@@ -191,15 +191,15 @@ func TestRotationChainHasNoGap(t *testing.T) {
 	for i := 0; i < 1000; i += 7 { // several rotations within one write, too
 		w.Write(crilog.Stdout, lines(i, min(i+7, 1000)), at, scratch)
 	}
-	all := ""
+	var all strings.Builder
 	for _, name := range []string{path + ".3", path + ".2", path + ".1", path} {
 		got := contents(t, name)
 		if len(got) > 1024 || !strings.HasPrefix(got, stamp) {
 			t.Errorf("%s has %d bytes: %.60q", name, len(got), got)
 		}
-		all += got
+		all.WriteString(got)
 	}
-	got := output(entries(t, all), crilog.Stdout)
+	got := output(entries(t, all.String()), crilog.Stdout)
 	if !bytes.HasSuffix(lines(0, 1000), []byte(got)) || len(got) < 200 {
 		t.Errorf("the files do not hold the end of the output: %d bytes", len(got))
 	}

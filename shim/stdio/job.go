@@ -168,7 +168,7 @@ func (f *flow) afterStep() {
 		f.stall()
 	case f.holds():
 		what := sink
-		if f.spool != nil && len(f.pending) == 0 && !f.spool.Full() && f.canSpool() {
+		if f.spool != nil && len(f.pending) == 0 && !f.srcHung && !f.spool.Full() && f.canSpool() {
 			what |= source
 		}
 		f.waitFor(what)

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"os"
 	"strings"
 	"testing"
@@ -105,19 +106,19 @@ func TestReopenDuringMuchOutput(t *testing.T) {
 	os.WriteFile(r.dir+"/stop", nil, 0o600)
 	p.exit()
 	p.drained()
-	got := ""
+	var got strings.Builder
 	for _, name := range append(names, path) {
 		if n := len(r.contents(name)); name != path && n != sizes[name] {
 			t.Errorf("%s grew from %d to %d after it was reopened", name, sizes[name], n)
 		}
-		got += r.logged(name, crilog.Stdout)
+		got.WriteString(r.logged(name, crilog.Stdout))
 	}
 	var once strings.Builder
 	for i := range 10000 {
 		fmt.Fprintln(&once, i+1)
 	}
-	if want := strings.Repeat(once.String(), len(got)/once.Len()); got != want {
-		t.Errorf("%d bytes of output are not what was written", len(got))
+	if want := strings.Repeat(once.String(), len(got.String())/once.Len()); got.String() != want {
+		t.Errorf("%d bytes of output are not what was written", len(got.String()))
 	}
 	r.on(func() {
 		p.Reopen(func(err error) { // nothing is left to reopen
@@ -163,15 +164,15 @@ func TestRotationBySettingsOfTheURI(t *testing.T) {
 	p := r.run(cfg, "seq 100000")
 	p.exit()
 	p.drained()
-	got := ""
+	var got strings.Builder
 	for _, name := range []string{path + ".3", path + ".2", path + ".1", path} {
 		if n := len(r.contents(name)); n > 64<<10 {
 			t.Errorf("%s has %d bytes", name, n)
 		}
-		got += r.logged(name, crilog.Stdout)
+		got.WriteString(r.logged(name, crilog.Stdout))
 	}
-	if !strings.HasSuffix(got, "99999\n100000\n") || strings.Count(got, "\n") < 2000 {
-		t.Errorf("got %d bytes: ...%q", len(got), got[max(0, len(got)-40):])
+	if !strings.HasSuffix(got.String(), "99999\n100000\n") || strings.Count(got.String(), "\n") < 2000 {
+		t.Errorf("got %d bytes: ...%q", len(got.String()), got.String()[max(0, len(got.String())-40):])
 	}
 }
 
@@ -310,9 +311,7 @@ func TestJournald(t *testing.T) {
 	want := func(fields ...string) {
 		t.Helper()
 		entry := map[string]string{}
-		for k, v := range base {
-			entry[k] = v
-		}
+		maps.Copy(entry, base)
 		for i := 0; i < len(fields); i += 2 {
 			entry[fields[i]] = fields[i+1]
 		}

@@ -340,12 +340,17 @@ func (s *Streams) closeFlows() {
 		}
 	}
 	s.memory.close()
-	for _, done := range s.reopens {
-		done(nil)
-	}
-	s.reopens = nil
+	s.answerReopens()
 	if len(s.logs) > 0 {
 		s.closeLogs()
+	}
+}
+
+func (s *Streams) answerReopens() {
+	reopens := s.reopens
+	s.reopens = nil
+	for _, done := range reopens {
+		done(nil)
 	}
 }
 
@@ -373,6 +378,7 @@ func (s *Streams) closeLogs() {
 		}
 	}, func() {
 		s.working = false
+		s.answerReopens() // they came too late: the files are closed
 		s.settle()
 	})
 }

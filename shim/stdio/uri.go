@@ -125,9 +125,16 @@ func parseSize(s string) (int64, bool) {
 		suffix string
 		bytes  int64
 	}{
-		{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30},
-		{"Ki", 1 << 10}, {"Mi", 1 << 20}, {"Gi", 1 << 30},
-		{"kB", 1e3}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9},
+		{"KiB", 1 << 10},
+		{"MiB", 1 << 20},
+		{"GiB", 1 << 30},
+		{"Ki", 1 << 10},
+		{"Mi", 1 << 20},
+		{"Gi", 1 << 30},
+		{"kB", 1e3},
+		{"KB", 1e3},
+		{"MB", 1e6},
+		{"GB", 1e9},
 	} {
 		if rest, ok := strings.CutSuffix(s, u.suffix); ok {
 			s, unit = rest, u.bytes
