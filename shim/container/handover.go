@@ -36,7 +36,16 @@ const (
 	fieldExitCode
 	fieldExitTime
 	fieldStartTime
+	fieldNoInput
 )
+
+// Movable tells whether a program may hand the container to its successor now.
+// Streams that no process has taken yet, and loggers about to end, stay.
+func (c *Container) Movable() bool {
+	movable := c.state != Restorable
+	c.each(func(p *Process) { movable = movable && (p.streams == nil || !p.streams.Ending()) })
+	return movable
+}
 
 // Snapshot appends the container's state to b and calls keep with each
 // descriptor that belongs to it. No job may be in flight.
@@ -77,6 +86,7 @@ func (p *Process) snapshot(b []byte, keep func(fd int)) []byte {
 		mark := wire.Begin(b)
 		b = wire.End(p.streams.Snapshot(b, keep), mark)
 	}
+	b = wire.AppendBool(b, fieldNoInput, p.noInput)
 	b = wire.AppendVarint(b, fieldExitCode, uint64(p.exit.Code))
 	return wire.AppendVarint(b, fieldExitTime, uint64(p.exit.At))
 }
@@ -108,6 +118,9 @@ func Restore(h Host, connected bool, b []byte) (*Container, error) {
 	}
 	if c.group != nil && !c.initEnded {
 		c.watchOOM()
+	}
+	if c.state == Stopped {
+		c.record() // what it waits for is not part of the streams' state
 	}
 	c.settle() // what the old program waited for may be told by now
 	return c, s.Err()
@@ -143,6 +156,8 @@ func (c *Container) restoreProcess(b []byte) error {
 			started = f.Value
 		case fieldStreams:
 			streams = f.Bytes
+		case fieldNoInput:
+			f.Bool(&p.noInput)
 		case fieldExitCode:
 			p.exit.Code = int(f.Value)
 		case fieldExitTime:

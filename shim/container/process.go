@@ -25,6 +25,7 @@ type Process struct {
 	pid     int
 	child   *process.Process
 	streams *stdio.Streams // nil until opened and after the delete
+	noInput bool           // CloseStdin came before the streams
 	exit    process.Exit
 	waiting []func(process.Exit)
 }
@@ -59,6 +60,9 @@ func (p *Process) adopt(l *launch, s State, ended func(*Process, process.Exit)) 
 		p.streams.Begin()
 	}
 	p.streams.SetConnected(p.c.connected)
+	if p.noInput {
+		p.streams.CloseStdin()
+	}
 }
 
 // Wait calls f with the exit of the process, at once if it has ended. f is
@@ -81,11 +85,14 @@ func (p *Process) stop(e process.Exit) {
 }
 
 // CloseStdin ends the process's input once what was written has been delivered.
-// A process without input, or whose input has ended, is left alone.
+// A process without input, or whose input has ended, is left alone. A client
+// may be done before the process has been started.
 func (p *Process) CloseStdin() {
 	if p.streams != nil {
 		p.streams.CloseStdin()
+		return
 	}
+	p.noInput = p.state != Stopped
 }
 
 // Resize sets the size of the terminal, in characters. Without a terminal it
