@@ -91,8 +91,8 @@ func (s *server) upgrade(binary string, failed func(error)) {
 // jobs. failed is called if that did not work, with everything as it was.
 func (s *server) replace(binary string, failed func(error)) {
 	s.loop.Quiesce(func() {
-		if s.ending {
-			failed(fault.New(fault.FailedPrecondition, "the shim is ending"))
+		if s.ending || s.tasks.Busy() {
+			failed(fault.New(fault.Unavailable, "the shim is ending, or about to start a restored container: try again"))
 			return
 		}
 		state, keep := s.state()
@@ -155,7 +155,7 @@ func (s *server) startAfresh() {
 	if s.plan.HeapBoundBytes > 0 {
 		bound = uint64(s.plan.HeapBoundBytes)
 	}
-	if s.ending || s.refresh.heap() < s.refresh.base+bound {
+	if s.ending || s.tasks.Busy() || s.refresh.heap() < s.refresh.base+bound {
 		return
 	}
 	s.replace(handover.Self(), func(err error) { s.log.warn("fresh start: " + err.Error()) })

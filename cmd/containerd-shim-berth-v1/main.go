@@ -17,6 +17,8 @@ import (
 	"github.com/berthd/berth/shim/bootstrap"
 	"github.com/berthd/berth/shim/fault"
 	"github.com/berthd/berth/shim/handover"
+	"github.com/berthd/berth/shim/task"
+	"github.com/berthd/berth/shim/upgrade"
 )
 
 // version is set by the linker.
@@ -40,6 +42,7 @@ func dispatch(args []string) error {
 	if err != nil {
 		return err
 	}
+	task.Version = version
 	switch {
 	case inv.Serves():
 		return shim.Serve()
@@ -50,5 +53,18 @@ func dispatch(args []string) error {
 	if err != nil {
 		return err
 	}
+	if inv.Verb == "upgrade" {
+		return upgrade.Run(upgrade.Request{
+			State: state(inv.Args), Namespace: inv.Namespace, ID: inv.ID, Binary: host.Binary,
+		}, os.Stdout)
+	}
 	return host.Run(inv)
+}
+
+// state returns containerd's state directory, the only argument of upgrade.
+func state(args []string) string {
+	if len(args) > 0 {
+		return args[0]
+	}
+	return upgrade.DefaultState
 }

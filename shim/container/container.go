@@ -355,6 +355,7 @@ func (c *Container) createTimeout() time.Duration { return time.Duration(c.h.Pla
 func (c *Container) started(err error, reply func(pid int, err error)) {
 	if err == nil {
 		c.state, c.init.state = Running, Running
+		c.init.streams.OpenInput()
 		e := wire.TaskStart{ContainerID: c.h.Plan.ID, Pid: uint32(c.init.pid)}
 		c.publish(e.Topic(), e.TypeURL(), e.Append(nil))
 	}

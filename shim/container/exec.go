@@ -83,6 +83,7 @@ func (c *Container) StartExec(p *Process, reply func(pid int, err error)) {
 		}
 		p.spec = nil
 		p.adopt(&l, Running, c.ended)
+		p.streams.OpenInput()
 		e := wire.TaskExecStarted{ContainerID: c.h.Plan.ID, ExecID: p.id, Pid: uint32(p.pid)}
 		c.publish(e.Topic(), e.TypeURL(), e.Append(nil))
 		reply(p.pid, nil)

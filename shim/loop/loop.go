@@ -15,6 +15,7 @@ package loop
 import (
 	"errors"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -100,6 +101,10 @@ func (l *Loop) Run() error {
 			}
 		}
 		l.rest()
+		if l.jobs > 0 {
+			// With one P a loop that is kept busy would not let them run.
+			runtime.Gosched()
+		}
 	}
 	return nil
 }

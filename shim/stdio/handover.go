@@ -25,6 +25,7 @@ const (
 	fieldLogger  = 5 // repeated
 	fieldLinger  = 6 // repeated
 	fieldExited  = 7
+	fieldInput   = 8
 	flowStream   = 1 // plus one
 	flowSource   = 2
 	flowSink     = 3
@@ -100,6 +101,9 @@ func (s *Streams) Snapshot(b []byte, keep func(fd int)) []byte {
 	for _, g := range s.lingers {
 		b = file(b, fieldLinger, g.fd)
 	}
+	if s.inputPath != "" {
+		b = wire.AppendBytes(b, fieldInput, []byte(s.inputPath))
+	}
 	return wire.AppendBool(b, fieldExited, s.exited)
 }
 
@@ -154,6 +158,8 @@ func Restore(l *loop.Loop, t *process.Table, cfg *Config, b []byte) (*Streams, e
 			s.lingers = append(s.lingers, g)
 		case fieldExited:
 			f.Bool(&s.exited)
+		case fieldInput:
+			s.inputPath = string(f.Bytes)
 		}
 		if err != nil {
 			return nil, fault.In("streams", err)
@@ -166,7 +172,7 @@ func Restore(l *loop.Loop, t *process.Table, cfg *Config, b []byte) (*Streams, e
 		g.check()
 	}
 	for _, f := range [3]*flow{s.in, s.out[0], s.out[1]} {
-		if f != nil {
+		if f != nil && (f.stream >= 0 || s.inputPath == "") {
 			f.start()
 		}
 	}

@@ -71,42 +71,61 @@ func (s *Streams) open(lay *layout) error {
 	return nil
 }
 
-// openInput connects the stdin fifo. One that is missing is no input.
+// openInput makes the process's side of stdin. The client's side, a fifo, is left
+// to OpenInput. A fifo that is missing is no input.
 func (s *Streams) openInput(u *uri) error {
 	if u.scheme != schemeFifo {
 		return nil
 	}
-	// The keeper first: the fifo must not be at its end before a client has come.
-	keeper, err := unix.Open(u.path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	var st unix.Stat_t
+	err := unix.Stat(u.path, &st)
 	if err == unix.ENOENT {
 		return nil
 	}
 	if err != nil {
-		return pathError("open", u.path, err)
+		return pathError("stat", u.path, err)
 	}
-	s.keeper = keeper
-	src, err := unix.Open(fdPath(keeper), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return pathError("open", u.path, err)
-	}
-	if !isFifo(src) { // a file, or a device: the process can have it
-		closeFD(&s.keeper)
+	if st.Mode&unix.S_IFMT != unix.S_IFIFO { // a file, or a device: the process can have it
 		if s.cfg.Terminal {
-			return unix.Close(src)
+			return nil
 		}
-		s.files[0] = src
-		return unix.SetNonblock(src, false)
+		if s.files[0], err = unix.Open(u.path, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+			return pathError("open", u.path, err)
+		}
+		return nil
 	}
-	f := s.newFlow(-1)
-	f.src = src
-	s.in = f
+	s.in = s.newFlow(-1)
+	s.inputPath = u.path
 	if s.cfg.Terminal {
 		return nil
 	}
-	if s.files[0], f.dst, err = s.processPipe(1); err != nil {
-		return err
+	s.files[0], s.in.dst, err = s.processPipe(1)
+	return err
+}
+
+// OpenInput opens the client's side of stdin and starts copying. It is called
+// when the process runs, not before: a client that hears of the end of its own
+// input only calls CloseIO if it knows of the process by then, and it cannot get
+// rid of its input earlier than somebody opens the fifo.
+func (s *Streams) OpenInput() {
+	if s.inputPath == "" || s.in == nil || s.closed {
+		return
 	}
-	return nil
+	path := s.inputPath
+	s.inputPath = ""
+	// The keeper first: the fifo must not be at its end before a client has come.
+	keeper, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err == nil {
+		s.keeper = keeper
+		s.in.src, err = unix.Open(fdPath(keeper), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	}
+	if err != nil {
+		s.in.src = -1
+		if err != unix.ENOENT {
+			s.warn("stdin", pathError("open", path, err))
+		}
+	}
+	s.in.start()
 }
 
 // openDriver opens a log that both streams go to.
@@ -354,11 +373,6 @@ func openFile(path string) (int, error) {
 		return -1, pathError("open", path, err)
 	}
 	return fd, nil
-}
-
-func isFifo(fd int) bool {
-	var st unix.Stat_t
-	return unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO
 }
 
 // isFifoPath tells whether path is a fifo, or nothing, which opening it will tell.

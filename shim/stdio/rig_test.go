@@ -129,6 +129,7 @@ func (r *rig) attach(s *Streams, script string) *proc {
 		r.t.Fatal(err)
 	}
 	r.on(s.Begin)
+	r.on(s.OpenInput)
 	r.t.Cleanup(p.end)
 	return p
 }
@@ -151,7 +152,7 @@ func (r *rig) runTerminal(cfg *Config, script string) *proc {
 		r.t.Fatal(err)
 	}
 	unix.Close(slave)
-	r.on(func() { s.BeginTerminal(master) })
+	r.on(func() { s.BeginTerminal(master); s.OpenInput() })
 	r.t.Cleanup(p.end)
 	return p
 }

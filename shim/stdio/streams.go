@@ -33,15 +33,17 @@ type Streams struct {
 	t   *process.Table
 	cfg Config
 
-	files   [3]int   // what the process gets; the shim's until Begin. -1: /dev/null
-	keep    [2]int   // output fifos that the process writes itself (Config.Direct); -1: none
-	keeper  int      // keeps the stdin fifo from ending while a client may come; -1: none
-	in      *flow    // nil: none
-	out     [2]*flow // nil: nothing to copy
-	logs    []tap
-	loggers []*logger
-	lingers []*linger
-	waiters []*waiter
+	files [3]int // what the process gets; the shim's until Begin. -1: /dev/null
+	keep  [2]int // output fifos that the process writes itself (Config.Direct); -1: none
+	// inputPath is the stdin fifo that OpenInput is still to open; "": none.
+	inputPath string
+	keeper    int      // keeps the stdin fifo from ending while a client may come; -1: none
+	in        *flow    // nil: none
+	out       [2]*flow // nil: nothing to copy
+	logs      []tap
+	loggers   []*logger
+	lingers   []*linger
+	waiters   []*waiter
 
 	master    int // the terminal; -1: none. Owned by a flow
 	connected bool
@@ -77,9 +79,6 @@ func (s *Streams) Files() [3]int { return s.files }
 // process or failed to no avail; the process's ends are closed.
 func (s *Streams) Begin() {
 	s.closeFiles()
-	if s.in != nil {
-		s.in.start()
-	}
 	for _, f := range s.out {
 		if f != nil {
 			f.start()
@@ -177,7 +176,10 @@ func closeFD(fd *int) {
 
 // CloseStdin ends the process's input once all clients have closed the fifo and
 // what they wrote is delivered.
-func (s *Streams) CloseStdin() { closeFD(&s.keeper) }
+func (s *Streams) CloseStdin() {
+	s.OpenInput()
+	closeFD(&s.keeper)
+}
 
 // Resize sets the size of the terminal. Without a terminal it does nothing.
 func (s *Streams) Resize(width, height uint16) error {

@@ -56,6 +56,9 @@ func (s *Service) SetConnected(yes bool) {
 // Empty tells whether there is no container and none in the making.
 func (s *Service) Empty() bool { return s.container == nil && !s.creating }
 
+// Busy tells whether the container cannot be handed over now.
+func (s *Service) Busy() bool { return s.container != nil && !s.container.Movable() }
+
 // Restore takes over the container that a previous program left in b.
 func (s *Service) Restore(b []byte) (err error) {
 	s.container, err = container.Restore(s.host, s.connected, b)
