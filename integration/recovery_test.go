@@ -246,7 +246,7 @@ func TestPollsAreFlat(t *testing.T) {
 				if _, err := s.State(ctx, &taskapi.StateRequest{ID: s.id}); err != nil {
 					t.Fatal(err)
 				}
-				if _, err := s.Pids(ctx, &taskapi.PidsRequest{ID: s.id}); err != nil {
+				if _, err := s.Connect(ctx, &taskapi.ConnectRequest{ID: s.id}); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -110,6 +110,28 @@ func TestCloseIO(t *testing.T) {
 	})
 }
 
+// CloseIO of an exec that has yet to be started, as `ctr tasks exec` does it.
+func TestCloseIOBeforeStart(t *testing.T) {
+	forRuntimes(t, func(t *testing.T, e *env) {
+		e.berthOnly(t)
+		s := e.shim(t)
+		s.run(t, stdio{})
+		in := fifo(t)
+		if err := s.exec(t, "x", stdio{In: in}, nil, "cat"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.CloseIO(e.ctx(t), &taskapi.CloseIORequest{ID: s.id, ExecID: "x", Stdin: true}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Start(e.ctx(t), &taskapi.StartRequest{ID: s.id, ExecID: "x"}); err != nil {
+			t.Fatal(err)
+		}
+		if code := s.wait(t, "x"); code != 0 {
+			t.Errorf("exit %d", code)
+		}
+	})
+}
+
 // 22: Delete does not wait for ever for a reader.
 func TestDeleteWithFullFifo(t *testing.T) {
 	if testing.Short() {
