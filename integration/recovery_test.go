@@ -150,7 +150,7 @@ func TestContainerdRestart(t *testing.T) {
 }
 
 // 29: the shim is killed; containerd cleans up.
-func TestShimKilled(t *testing.T) {
+func TestTaskOfKilledShim(t *testing.T) {
 	forRuntimes(t, func(t *testing.T, e *env) {
 		r := e.record(t)
 		name := id(t)

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# vm-test.sh [GO TEST FLAG...]
+#
+# Runs the tests that depend on cgroups in the virtual machine, whose only
+# hierarchy is cgroup v2: once under a plain init and once under systemd. Needs
+# `make deps vm build`. Flags are passed to the test binary, for example
+# -test.run=TestCgroupOOM; without them each machine runs its own selection.
+#
+# Emulation is slow: a container's life takes a second or two, so this is a
+# selection, with -test.short, and without the race detector.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+top=$(cd "$here/.." && pwd)
+deps=${BERTH_DEPS:-$top/.deps}
+build=${BERTH_BUILD:-$top/.build}
+
+mkdir -p "$build"
+# Static: the machine's C library is not the host's.
+(cd "$here" && CGO_ENABLED=0 go test -c -o "$build/integration.test" .)
+
+plain='^Test(CgroupStats|CgroupOOM|Update|DeathWhilePaused|KillAll|SharedPIDNamespace|TaskOfKilledShim|CtrTasks|DeleteVerb)$'
+systemd='^Test(CgroupSystemd|CgroupOOM)$'
+
+# machine RUN RUNTIME [VM FLAG...]
+machine() {
+  local run=$1 runtime=$2 flags=()
+  shift 2
+  for dir in "$top" "$deps" "$build"; do
+    # Below the checkout by default, and then shared with it.
+    case $dir in "$top" | "$top"/*) [ "$dir" = "$top" ] || continue ;; esac
+    flags+=(-s "$dir:ro")
+  done
+  "$here/vm/vm-run.sh" -t 600 "$@" "${flags[@]}" -C "$here" \
+    -e BERTH_DEPS="$deps" -e BERTH_BUILD="$build" -e BERTH_TEST_RUNTIME="$runtime" -- \
+    "$build/integration.test" -test.short -test.v "-test.run=$run" "${extra[@]}"
+}
+
+extra=("$@")
+status=0
+echo "cgroup v2"
+machine "$plain" berth || status=$?
+echo "cgroup v2 under systemd"
+machine "$systemd" berth -S || status=$?
+exit $status
