@@ -209,9 +209,7 @@ type writer struct {
 func (n *node) writer(t *testing.T, handler string, chunks int, pause time.Duration) *writer {
 	t.Helper()
 	w := &writer{n: n, shared: t.TempDir(), chunks: chunks}
-	handled := *n
-	handled.handler = handler
-	w.pod = handled.pod(t)
+	w.pod = n.podOf(t, handler)
 	pad := strings.Repeat("x", lineBytes-8)
 	w.config = shell("writer", fmt.Sprintf(`
 		echo begin

@@ -149,7 +149,12 @@ type podOption func(*runtime.PodSandboxConfig)
 // containers.
 func (n *node) pod(t *testing.T, options ...podOption) *cri.Pod {
 	t.Helper()
-	pod, err := n.Client.Run(n.ctx(t), n.handler, n.podConfig(t, options...))
+	return n.podOf(t, n.handler, options...)
+}
+
+func (n *node) podOf(t *testing.T, handler string, options ...podOption) *cri.Pod {
+	t.Helper()
+	pod, err := n.Client.Run(n.ctx(t), handler, n.podConfig(t, options...))
 	if err != nil {
 		t.Fatal(err)
 	}

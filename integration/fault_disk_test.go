@@ -57,7 +57,8 @@ func fullDisk(t *testing.T, e *env, scheme string) {
 		}
 		return ""
 	})
-	if written != "0" {
+	// The shim leaves a plain file to the container, which sees the error itself.
+	if written != "0" && scheme != "file" {
 		t.Errorf("the writer ends with %s", written)
 	}
 	if err := unix.Mount("tmpfs", disk, "tmpfs", unix.MS_REMOUNT, "size=64m"); err != nil {
