@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -109,10 +110,17 @@ func TestCgroupOOM(t *testing.T) {
 		}
 		if host.Systemd() {
 			cases["systemd"] = []oci.SpecOpts{limit, hog, oci.WithCgroup(e.Namespace + ".slice:berth:oom")}
+			// The pod's slice has the same limit: the kernel books the event there.
+			pod := e.Namespace + "-pod.slice"
+			cases["systemd, limit of the pod"] = []oci.SpecOpts{limit, hog, oci.WithCgroup(pod + ":berth:oom")}
+			if out, err := exec.Command("systemctl", "set-property", "--runtime", pod, "MemoryMax=20M", "MemorySwapMax=0").CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			t.Cleanup(func() { _ = exec.Command("systemctl", "stop", pod).Run() })
 		}
 		for name, opts := range cases {
 			t.Run(name, func(t *testing.T) {
-				if name == "systemd" {
+				if strings.HasPrefix(name, "systemd") {
 					e.berthOnly(t)
 				}
 				r := e.record(t)

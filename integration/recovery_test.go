@@ -229,7 +229,7 @@ func TestDeleteSparesForeignProcess(t *testing.T) {
 
 // 80, in short: memory and threads do not grow under polls.
 func TestPollsAreFlat(t *testing.T) {
-	polls := 20000
+	polls := 8000
 	if testing.Short() {
 		polls = 4000
 	}

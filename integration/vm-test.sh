@@ -20,7 +20,7 @@ mkdir -p "$build"
 # Static: the machine's C library is not the host's.
 (cd "$here" && CGO_ENABLED=0 go test -c -o "$build/integration.test" .)
 
-plain='^Test(CgroupStats|CgroupOOM|Update|DeathWhilePaused|KillAll|SharedPIDNamespace|TaskOfKilledShim|CtrTasks|DeleteVerb)$'
+plain='^Test(StateTable|MissingProgram|CgroupStats|CgroupOOM|Update|DeathWhilePaused|KillAll|SharedPIDNamespace|TaskOfKilledShim|CtrTasks|DeleteVerb)$'
 systemd='^Test(CgroupSystemd|CgroupOOM)$'
 
 # machine RUN RUNTIME [VM FLAG...]
