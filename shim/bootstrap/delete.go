@@ -201,11 +201,18 @@ func killContainer(id identity) error {
 		return nil
 	}
 	defer unix.Close(fd)
-	g, gerr := cgroup.Of(id.pid) // init is alive or a zombie: its number is its own
+	g, err := cgroup.Of(id.pid) // init is alive or a zombie: its number is its own
+	own := err == nil && g.Own()
+	if own {
+		// In a frozen cgroup, of version 1, SIGKILL waits. It is sent before the
+		// thaw, so that a paused container does not run on.
+		_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+		_ = g.Thaw()
+	}
 	if !kill(fd) {
 		return fault.New(fault.DeadlineExceeded, fmt.Sprintf("process %d does not end after SIGKILL", id.pid))
 	}
-	if gerr == nil && g.Own() {
+	if own {
 		// What is left is not of init's PID namespace. Its failure shows in the
 		// runtime's delete, which needs the cgroup empty.
 		_ = g.Kill()
