@@ -186,6 +186,11 @@ func killAll(group *cgroup.Group, sig int) error {
 // Pids calls f with the number of each process of the container, and the exec id
 // for those that an exec began with. Of a container that has no cgroup of its own
 // only these and init are known.
+//
+// A container without any process - stopped, or to be restored - lists the number
+// that init had, or 0: containerd, when it starts, takes a shim that lists nothing
+// for one whose container was never made and removes it, and with it the exit code
+// and the output that nobody has asked for yet.
 func (c *Container) Pids(f func(pid int, exec string)) {
 	var list [64]int // larger containers cost an allocation
 	pids := list[:0]
@@ -193,16 +198,20 @@ func (c *Container) Pids(f func(pid int, exec string)) {
 	if c.group != nil && c.state != Stopped {
 		pids, err = c.group.Pids(pids)
 	}
+	for _, pid := range pids {
+		f(pid, c.execOf(pid))
+	}
+	listed := len(pids) > 0
 	if c.group == nil || err != nil {
 		c.each(func(p *Process) {
 			if p.child != nil {
 				f(p.pid, p.id)
+				listed = true
 			}
 		})
-		return
 	}
-	for _, pid := range pids {
-		f(pid, c.execOf(pid))
+	if !listed {
+		f(c.init.pid, "")
 	}
 }
 
