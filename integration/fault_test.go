@@ -52,7 +52,30 @@ exec ` + host.Deps("bin/runc") + ` "$@"
 	if err := os.WriteFile(s.program(), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	// What containerd does behind its callers' back needs the program.
+	t.Cleanup(func() {
+		eventually(t, patience, func() string {
+			if line := running(s.program(), "\x00-id\x00"+id(t)+"\x00"); line != "" {
+				return "still running: " + line
+			}
+			return ""
+		})
+	})
 	return s
+}
+
+// running returns the arguments of a process that has one of the words in them.
+func running(words ...string) string {
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range files {
+		text, _ := os.ReadFile(file)
+		for _, word := range words {
+			if strings.Contains(string(text), word) {
+				return strings.ReplaceAll(string(text), "\x00", " ")
+			}
+		}
+	}
+	return ""
 }
 
 func (s *saboteur) program() string { return s.dir + "/runc" }
