@@ -287,7 +287,7 @@ func (d *Daemon) Close() error {
 				left = []string{}
 			}
 			left = append(left, p.String())
-			_ = unix.Kill(p.pid, unix.SIGKILL)
+			end(p.pid)
 		}
 		if time.Now().After(deadline) {
 			errs = append(errs, fmt.Errorf("processes that cannot be killed: %v", mine))

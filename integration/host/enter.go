@@ -117,7 +117,7 @@ func endDescendants() []string {
 			if round == 0 && all[pid].state != "Z" {
 				found = append(found, all[pid].String())
 			}
-			_ = unix.Kill(pid, unix.SIGKILL)
+			end(pid)
 		}
 		if len(pids) == 0 {
 			return found

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // process is one entry of /proc.
@@ -52,6 +54,18 @@ func processes() map[int]process {
 		}
 	}
 	return all
+}
+
+// end kills a process, a frozen one too: in a frozen cgroup of version 1 SIGKILL
+// waits.
+func end(pid int) {
+	_ = unix.Kill(pid, unix.SIGKILL)
+	groups, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	for line := range strings.Lines(string(groups)) {
+		if f := strings.SplitN(strings.TrimSpace(line), ":", 3); len(f) == 3 && f[1] == "freezer" && f[2] != "/" {
+			_ = os.WriteFile("/sys/fs/cgroup/freezer"+f[2]+"/freezer.state", []byte("THAWED"), 0)
+		}
+	}
 }
 
 // descendants returns the pids below root, root excluded, in order.
