@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -80,7 +79,7 @@ func Serve() error {
 		}
 	}
 	s.connsChanged(s.ttrpc.Conns())
-	s.refresh.base = s.refresh.heap()
+	s.refresh.base = s.memory()
 	s.loop.Idle = s.rest
 	return s.loop.Run()
 }
@@ -191,5 +190,4 @@ func (s *server) end() {
 func (s *server) dump() {
 	b := make([]byte, 64<<10)
 	s.log.warn("stacks: " + string(b[:runtime.Stack(b, true)]))
-	debug.FreeOSMemory()
 }

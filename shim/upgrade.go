@@ -4,12 +4,9 @@ package shim
 
 import (
 	"os"
-	"runtime"
-	"time"
 
 	"github.com/berthd/berth/shim/fault"
 	"github.com/berthd/berth/shim/handover"
-	"github.com/berthd/berth/shim/loop"
 	"github.com/berthd/berth/shim/ttrpc"
 	"github.com/berthd/berth/shim/wire"
 )
@@ -115,50 +112,6 @@ func (s *server) state() (b []byte, keep []int) {
 		state.Container = c.Snapshot(nil, add)
 	}
 	return state.Append(nil), keep
-}
-
-// refresh decides when the program starts itself afresh: its collector is off,
-// and what executions leave behind adds up. Polls leave nothing.
-type refresh struct {
-	jobs  uint64 // finished when it was last looked
-	timer *loop.Timer
-	base  uint64 // bytes of heap in use when the program had set itself up
-	stats runtime.MemStats
-}
-
-const (
-	// refreshAfter is how long after some work the heap is looked at; work that
-	// belongs together is mostly over by then.
-	refreshAfter = 3 * time.Second
-	// defaultHeapBound is how much the heap may have grown. A fresh start costs
-	// 2 ms of processor time.
-	defaultHeapBound = 96 << 10
-)
-
-func (r *refresh) heap() uint64 {
-	runtime.ReadMemStats(&r.stats)
-	return r.stats.HeapAlloc
-}
-
-// rest is called between events, when no job is in flight.
-func (s *server) rest() {
-	r := &s.refresh
-	if jobs := s.loop.Finished(); jobs != r.jobs && r.timer == nil {
-		r.jobs = jobs
-		r.timer = s.loop.After(refreshAfter, s.startAfresh)
-	}
-}
-
-func (s *server) startAfresh() {
-	s.refresh.timer = nil
-	bound := uint64(defaultHeapBound)
-	if s.plan.HeapBoundBytes > 0 {
-		bound = uint64(s.plan.HeapBoundBytes)
-	}
-	if s.ending || s.tasks.Busy() || s.refresh.heap() < s.refresh.base+bound {
-		return
-	}
-	s.replace(handover.Self(), func(err error) { s.log.warn("fresh start: " + err.Error()) })
 }
 
 // binaryFile is where containerd finds the program for the shim's delete.

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command containerd-shim-berth-v1 is berth's shim, as containerd looks for it
-// under the runtime name io.containerd.berth.v1 or by path. Without a command it
-// is the resident process of one container; with one it is transient.
-package main
-
 // Go's runtime would keep two descriptors and a timer for the CPU limit of the
 // cgroup. The resident has one P whatever the limit is.
 //go:debug containermaxprocs=0
 //go:debug updatemaxprocs=0
+
+// Command containerd-shim-berth-v1 is berth's shim, as containerd looks for it
+// under the runtime name io.containerd.berth.v1 or by path. Without a command it
+// is the resident process of one container; with one it is transient.
+package main
 
 import (
 	"os"

@@ -119,10 +119,11 @@ func (c *Container) DeleteExec(p *Process, reply func(error)) {
 		return
 	}
 	p.drained(func() {
-		p.close()
-		if i := slices.Index(c.execs, p); i >= 0 {
-			c.execs = slices.Delete(c.execs, i, i+1)
-		}
-		reply(nil)
+		p.end(func() {
+			if i := slices.Index(c.execs, p); i >= 0 {
+				c.execs = slices.Delete(c.execs, i, i+1)
+			}
+			reply(nil)
+		})
 	})
 }

@@ -171,12 +171,29 @@ func (c *Container) remove(reply func(pid int, e process.Exit, err error)) {
 			c.next()
 			return
 		}
-		c.each((*Process).close)
-		e := wire.TaskDelete{ContainerID: c.h.Plan.ID, Pid: uint32(c.init.pid), ExitStatus: uint32(c.init.exit.Code), ExitedAt: c.init.exit.At}
-		c.publish(e.Topic(), e.TypeURL(), e.Append(nil))
-		reply(c.init.pid, c.init.exit, nil)
-		c.next()
+		c.endStreams(func() {
+			e := wire.TaskDelete{ContainerID: c.h.Plan.ID, Pid: uint32(c.init.pid), ExitStatus: uint32(c.init.exit.Code), ExitedAt: c.init.exit.At}
+			c.publish(e.Topic(), e.TypeURL(), e.Append(nil))
+			reply(c.init.pid, c.init.exit, nil)
+			c.next()
+		})
 	})
+}
+
+// endStreams closes all streams and calls f when programs that log them have
+// ended.
+func (c *Container) endStreams(f func()) {
+	left := 1 // this function
+	one := func() {
+		if left--; left == 0 {
+			f()
+		}
+	}
+	c.each(func(p *Process) {
+		left++
+		p.end(one)
+	})
+	one()
 }
 
 // clean is the job of Delete. Each step finds nothing to do when an earlier call

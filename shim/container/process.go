@@ -131,9 +131,14 @@ func (p *Process) drained(f func()) {
 	p.streams.Drained(drainLimit, func(bool) { f() })
 }
 
-func (p *Process) close() {
-	if p.streams != nil {
-		p.streams.Close()
-		p.streams = nil
+// end closes the streams and calls f when programs that log them have ended.
+func (p *Process) end(f func()) {
+	if p.streams == nil {
+		f()
+		return
 	}
+	p.streams.End(func() {
+		p.streams = nil
+		f()
+	})
 }

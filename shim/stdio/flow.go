@@ -174,7 +174,7 @@ func (f *flow) move() (int, error) {
 	if f.src < 0 {
 		return 0, nil
 	}
-	if !f.copying {
+	if !f.copying && !f.small() {
 		n, err := unix.Splice(f.src, nil, f.dst, nil, spliceBytes, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 		return int(n), err
 	}
@@ -189,6 +189,15 @@ func (f *flow) move() (int, error) {
 		return 0, err
 	}
 	return n, nil
+}
+
+// small tells whether what the source has is better copied. Spliced data takes a
+// whole slot of the sink's pipe, of which there are 16, however short it is;
+// written data shares slots. So a few short lines that nobody reads yet would
+// fill the sink.
+func (f *flow) small() bool {
+	n, err := unix.IoctlGetInt(f.src, unix.TIOCINQ)
+	return err == nil && n < len(loopBuffer)
 }
 
 // hold keeps what dst has not taken.

@@ -107,6 +107,7 @@ func (lg *logger) exited() {
 	if lg.onEnd != nil {
 		lg.onEnd()
 	}
+	lg.s.loggerEnded()
 }
 
 // end asks the program to end, and makes it when it does not. The pid is exact:

@@ -42,6 +42,7 @@ type Streams struct {
 	out       [2]*flow // nil: nothing to copy
 	logs      []tap
 	loggers   []*logger
+	gone      func() // called when all loggers have ended after Close; nil: nobody asked
 	lingers   []*linger
 	waiters   []*waiter
 
@@ -356,16 +357,27 @@ func (s *Streams) answerReopens() {
 	}
 }
 
-// Ending tells that programs which log this process's output have been asked to
-// end by Close and have not yet: the shim should not end before them, or they
-// would stay. It lasts for loggerPatience at most.
-func (s *Streams) Ending() bool {
+// End closes all streams and calls f when the programs that log this process's
+// output have ended: at once where there are none, after loggerPatience at most.
+func (s *Streams) End(f func()) {
+	s.Close()
+	s.gone = f
+	s.loggerEnded()
+}
+
+// Ending tells that End waits for a program. Such streams cannot be handed over.
+func (s *Streams) Ending() bool { return s.gone != nil }
+
+func (s *Streams) loggerEnded() {
 	for _, lg := range s.loggers {
 		if lg.pid > 0 {
-			return true
+			return
 		}
 	}
-	return false
+	if f := s.gone; f != nil {
+		s.gone = nil
+		f()
+	}
 }
 
 // closeLogs ends the logs, in a job: they may be synced.
