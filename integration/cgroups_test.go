@@ -102,7 +102,7 @@ func TestCgroupOOM(t *testing.T) {
 	hog := sh("tail /dev/zero")
 	limit := oci.WithMemoryLimit(20 << 20)
 	forRuntimes(t, func(t *testing.T, e *env) {
-		cases := map[string][]oci.SpecOpts{"own limit": {limit, hog}}
+		cases := map[string][]oci.SpecOpts{"own": {limit, hog}}
 		if !host.Systemd() {
 			pod := "/" + e.Namespace + "/pod"
 			cases["limit of the pod"] = []oci.SpecOpts{limit, hog, oci.WithCgroup(pod + "/ctr")}
@@ -112,7 +112,7 @@ func TestCgroupOOM(t *testing.T) {
 			cases["systemd"] = []oci.SpecOpts{limit, hog, oci.WithCgroup(e.Namespace + ".slice:berth:oom")}
 			// The pod's slice has the same limit: the kernel books the event there.
 			pod := e.Namespace + "-pod.slice"
-			cases["systemd, limit of the pod"] = []oci.SpecOpts{limit, hog, oci.WithCgroup(pod + ":berth:oom")}
+			cases["systemd limit of the pod"] = []oci.SpecOpts{limit, hog, oci.WithCgroup(pod + ":berth:oom")}
 			if out, err := exec.Command("systemctl", "set-property", "--runtime", pod, "MemoryMax=20M", "MemorySwapMax=0").CombinedOutput(); err != nil {
 				t.Fatalf("%v: %s", err, out)
 			}

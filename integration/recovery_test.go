@@ -251,12 +251,13 @@ func TestPollsAreFlat(t *testing.T) {
 				}
 			}
 		}
-		poll(500)
+		poll(1000)
 		memory, threads := footprint(t, s.pid)
 		poll(polls)
 		memory2, threads2 := footprint(t, s.pid)
-		// A page or two of slack for what the runtime touches now and then.
-		if memory2 > memory+128 || threads2 > threads+1 {
+		// Slack for a thread or a span that the Go runtime starts once. The least
+		// allocation, 16 bytes in each of 24000 calls, would be 375 KiB.
+		if memory2 > memory+256 || threads2 > threads+1 {
 			t.Errorf("private dirty %d -> %d KiB, threads %d -> %d", memory, memory2, threads, threads2)
 		}
 		t.Logf("private dirty %d -> %d KiB, threads %d -> %d", memory, memory2, threads, threads2)

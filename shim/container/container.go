@@ -190,6 +190,7 @@ type CreateRequest struct {
 	Rootfs     []wire.Mount
 	Checkpoint string // restore from this directory at Start
 	Stdio      Stdio
+	Limit      time.Duration // the caller's patience, 0: none said
 }
 
 // Create makes the container, up to the point where init waits for Start. reply
@@ -252,7 +253,7 @@ func (c *Container) create(r *CreateRequest, u *undo, l *launch) error {
 	return l.run(c.h.Loop, c.path(plan.InitPidFile), func(console string) error {
 		return c.h.Runtime.Create(&runc.Creation{
 			ID: p.ID, PidFile: plan.InitPidFile, ConsoleSocket: console, Files: l.streams.Files(),
-			NoPivot: p.NoPivot, NoNewKeyring: p.NoNewKeyring, Timeout: c.createTimeout(),
+			NoPivot: p.NoPivot, NoNewKeyring: p.NoNewKeyring, Timeout: c.limit(r.Limit),
 		})
 	})
 }
@@ -294,8 +295,9 @@ func (c *Container) watchOOM() {
 	}
 }
 
-// Start runs what Create has made ready.
-func (c *Container) Start(reply func(pid int, err error)) {
+// Start runs what Create has made ready. limit is the caller's patience, 0: none
+// said.
+func (c *Container) Start(limit time.Duration, reply func(pid int, err error)) {
 	c.step(func() {
 		if err := c.state.permit(Start); err != nil {
 			reply(0, err)
@@ -309,9 +311,9 @@ func (c *Container) Start(reply func(pid int, err error)) {
 		l.streams, l.stdio, l.master = c.init.streams, &c.init.stdio, -1
 		c.h.Loop.Go(func() {
 			if restore {
-				err = c.restore(&l)
+				err = c.restore(&l, limit)
 			} else {
-				err = c.run()
+				err = c.run(limit)
 			}
 		}, func() {
 			c.starting = false
@@ -327,10 +329,10 @@ func (c *Container) Start(reply func(pid int, err error)) {
 
 // run is the job of Start. The runtime is executed only where the way around it
 // is not known: it would take longer to begin than to do it.
-func (c *Container) run() error {
+func (c *Container) run(limit time.Duration) error {
 	p := c.h.Plan
 	if p.NativeStart {
-		if err := c.h.Runtime.StartFifo(p.ID, c.init.pid, c.createTimeout()); err != runc.ErrUnknownState {
+		if err := c.h.Runtime.StartFifo(p.ID, c.init.pid, c.limit(limit)); err != runc.ErrUnknownState {
 			return err
 		}
 	}
@@ -338,19 +340,28 @@ func (c *Container) run() error {
 }
 
 // restore is the job of Start for a container that comes from a checkpoint.
-func (c *Container) restore(l *launch) error {
+func (c *Container) restore(l *launch, limit time.Duration) error {
 	p := c.h.Plan
 	return l.run(c.h.Loop, c.path(plan.InitPidFile), func(console string) error {
 		return c.h.Runtime.Restore(&runc.Restoration{
-			Criu:    runc.Criu{ID: p.ID, ImagePath: c.checkpoint, WorkPath: c.criuWork("restore"), Timeout: c.createTimeout()},
+			Criu:    runc.Criu{ID: p.ID, ImagePath: c.checkpoint, WorkPath: c.criuWork("restore"), Timeout: c.limit(limit)},
 			PidFile: plan.InitPidFile, ConsoleSocket: console, NoPivot: p.NoPivot, Files: l.streams.Files(),
 		})
 	})
 }
 
-// createTimeout bounds what makes a process, where image, hooks and criu may
-// take their time.
-func (c *Container) createTimeout() time.Duration { return time.Duration(c.h.Plan.CreateTimeout) }
+// limit bounds what makes a process, where image, hooks and criu may take their
+// time, by the settings and by how long the caller waits.
+func (c *Container) limit(caller time.Duration) time.Duration {
+	limit := time.Duration(c.h.Plan.CreateTimeout)
+	if limit == 0 {
+		limit = plan.DefaultCreateTimeout
+	}
+	if caller > 0 {
+		limit = min(limit, caller)
+	}
+	return limit
+}
 
 func (c *Container) started(err error, reply func(pid int, err error)) {
 	if err == nil {

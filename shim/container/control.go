@@ -5,6 +5,7 @@ package container
 import (
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -86,13 +87,13 @@ func (c *Container) Update(resources []byte, reply func(error)) {
 
 // Checkpoint dumps the container to dir, with criu's log in the working
 // directory, as o says.
-func (c *Container) Checkpoint(dir string, o *wire.CheckpointOptions, reply func(error)) {
+func (c *Container) Checkpoint(dir string, o *wire.CheckpointOptions, limit time.Duration, reply func(error)) {
 	p := c.h.Plan
 	r := runc.Checkpoint{
 		Criu: runc.Criu{
 			ID: p.ID, ImagePath: dir, WorkPath: o.WorkPath, OpenTCP: o.OpenTCP, ExternalUnixSockets: o.ExternalUnixSockets,
 			Terminal: o.Terminal, FileLocks: o.FileLocks, EmptyNamespaces: o.EmptyNamespaces, CgroupsMode: o.CgroupsMode,
-			Timeout: c.createTimeout(),
+			Timeout: c.limit(limit),
 		},
 		ParentPath: o.ParentPath, Exit: o.Exit,
 	}

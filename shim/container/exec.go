@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/berthd/berth/shim/fault"
 	"github.com/berthd/berth/shim/process"
@@ -50,7 +51,7 @@ func (c *Container) Exec(id string, s Stdio, spec []byte) error {
 
 // StartExec runs a registered process. Once init has ended it is refused: the
 // end of init waits for the ends of all execs, and there shall be no new one.
-func (c *Container) StartExec(p *Process, reply func(pid int, err error)) {
+func (c *Container) StartExec(p *Process, limit time.Duration, reply func(pid int, err error)) {
 	err := c.state.permit(Exec)
 	switch {
 	case err != nil:
@@ -69,7 +70,7 @@ func (c *Container) StartExec(p *Process, reply func(pid int, err error)) {
 	var l launch
 	spec := p.spec
 	c.h.Loop.Go(func() {
-		err = c.exec(p.id, &p.stdio, spec, &u, &l)
+		err = c.exec(p.id, &p.stdio, spec, c.limit(limit), &u, &l)
 		u.end(&err)
 	}, func() {
 		p.busy = false
@@ -91,7 +92,7 @@ func (c *Container) StartExec(p *Process, reply func(pid int, err error)) {
 }
 
 // exec is the job of StartExec.
-func (c *Container) exec(id string, s *Stdio, spec []byte, u *undo, l *launch) error {
+func (c *Container) exec(id string, s *Stdio, spec []byte, limit time.Duration, u *undo, l *launch) error {
 	if err := l.open(c.h, id, s); err != nil {
 		return err
 	}
@@ -106,7 +107,7 @@ func (c *Container) exec(id string, s *Stdio, spec []byte, u *undo, l *launch) e
 	return l.run(c.h.Loop, c.path(pidFile), func(console string) error {
 		return c.h.Runtime.Exec(&runc.Execution{
 			ID: c.h.Plan.ID, ProcessFile: specFile, PidFile: pidFile,
-			ConsoleSocket: console, Files: l.streams.Files(), Timeout: c.createTimeout(),
+			ConsoleSocket: console, Files: l.streams.Files(), Timeout: limit,
 		})
 	})
 }

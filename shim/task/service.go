@@ -168,6 +168,7 @@ func (s *Service) create(c *ttrpc.Call) {
 			Rootfs:     r.Rootfs,
 			Checkpoint: r.Checkpoint,
 			Stdio:      container.Stdio{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
+			Limit:      later.Limit,
 		}, func(pid int, err error) {
 			s.creating = false
 			if err != nil {
@@ -233,9 +234,9 @@ func (s *Service) start(c *ttrpc.Call) {
 		later.Reply((&wire.StartResponse{Pid: uint32(pid)}).Append(later.Buffer()))
 	}
 	if r.ExecID == "" {
-		s.container.Start(reply)
+		s.container.Start(c.Limit, reply)
 	} else {
-		s.container.StartExec(p, reply)
+		s.container.StartExec(p, c.Limit, reply)
 	}
 }
 
@@ -455,7 +456,7 @@ func (s *Service) checkpoint(c *ttrpc.Call) {
 		return
 	}
 	later := c.Later()
-	in.Checkpoint(r.Path, &o, func(err error) { answer(later, fault.In("checkpoint container "+r.ID, err)) })
+	in.Checkpoint(r.Path, &o, c.Limit, func(err error) { answer(later, fault.In("checkpoint container "+r.ID, err)) })
 }
 
 func (s *Service) resize(c *ttrpc.Call) {

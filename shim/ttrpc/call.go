@@ -5,6 +5,7 @@ package ttrpc
 import (
 	"encoding/binary"
 	"slices"
+	"time"
 
 	"github.com/berthd/berth/shim/fault"
 	"github.com/berthd/berth/shim/wire"
@@ -29,6 +30,9 @@ type Call struct {
 	Service []byte
 	Method  []byte
 	Payload []byte
+	// Limit is how long the caller waits, 0 if it has not said: what takes longer
+	// is of no use to it.
+	Limit time.Duration
 
 	conn   *conn
 	stream uint32
@@ -41,7 +45,7 @@ func (c *Call) parse() error {
 	if err := m.Decode(c.raw); err != nil {
 		return err
 	}
-	c.Service, c.Method, c.Payload = m.Service, m.Method, m.Payload
+	c.Service, c.Method, c.Payload, c.Limit = m.Service, m.Method, m.Payload, time.Duration(max(m.TimeoutNano, 0))
 	return nil
 }
 
