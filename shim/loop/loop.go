@@ -33,7 +33,8 @@ const maxEvents = 16
 // Loop is an event loop. Methods are for the loop's own goroutine, where the
 // callbacks run, unless they say otherwise.
 type Loop struct {
-	// Idle, when not nil, is called after each round in which no job is in flight.
+	// Idle, when not nil, is called after each round that leaves no job in flight
+	// and nothing posted.
 	Idle func()
 
 	file    *os.File // the epoll instance, known to Go's poller
@@ -109,9 +110,11 @@ func (l *Loop) Run() error {
 	return nil
 }
 
-// rest does what waits for a moment without jobs.
+// rest does what waits for a moment without jobs. What has been posted is done
+// before, in the next round: it may be half of something, like the end of an
+// adopted child that had been reaped already.
 func (l *Loop) rest() {
-	if l.jobs > 0 {
+	if l.jobs > 0 || l.pending() {
 		return
 	}
 	if f := l.quiesce; f != nil {
@@ -179,6 +182,12 @@ func (l *Loop) Post(f func()) {
 	}
 }
 
+func (l *Loop) pending() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.posted) > 0
+}
+
 func (l *Loop) drain(uint32) {
 	var count [8]byte
 	_, _ = unix.Read(l.wake, count[:]) // EAGAIN: already read
@@ -212,7 +221,7 @@ func (l *Loop) Busy() bool { return l.jobs > 0 }
 // Finished returns how many jobs have ended so far.
 func (l *Loop) Finished() uint64 { return l.ended }
 
-// Quiesce calls f once no job is in flight. Until then Quiescing is true, and
+// Quiesce calls f once no job is in flight and nothing is posted. Until then Quiescing is true, and
 // jobs that have no end of their own (copy loops) should come to one.
 func (l *Loop) Quiesce(f func()) {
 	l.quiesce = f

@@ -118,6 +118,22 @@ func TestJobsAwaitAndQuiesce(t *testing.T) {
 	}
 }
 
+func TestQuiesceComesAfterWhatIsPosted(t *testing.T) {
+	order := ""
+	run(t, func(l *loop.Loop) {
+		l.Quiesce(func() {
+			order += "quiet"
+			l.Stop()
+		})
+		l.Go(func() {}, func() {
+			l.Post(func() { order += "posted " })
+		})
+	})
+	if order != "posted quiet" {
+		t.Errorf("got order %q", order)
+	}
+}
+
 func TestStoppedTimerDoesNotRun(t *testing.T) {
 	run(t, func(l *loop.Loop) {
 		timer := l.After(time.Millisecond, func() { t.Error("a stopped timer ran") })
