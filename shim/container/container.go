@@ -209,6 +209,7 @@ func (c *Container) Create(r CreateRequest, reply func(pid int, err error)) {
 	var l launch
 	var err error
 	c.step(func() {
+		c.h.Loop.Go(cgroup.Hasten, nil)
 		c.h.Loop.Go(func() {
 			err = c.create(&r, &u, &l)
 			u.end(&err)

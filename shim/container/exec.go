@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/berthd/berth/shim/cgroup"
 	"github.com/berthd/berth/shim/fault"
 	"github.com/berthd/berth/shim/process"
 	"github.com/berthd/berth/shim/runc"
@@ -69,6 +70,7 @@ func (c *Container) StartExec(p *Process, limit time.Duration, reply func(pid in
 	var u undo
 	var l launch
 	spec := p.spec
+	c.h.Loop.Go(cgroup.Hasten, nil)
 	c.h.Loop.Go(func() {
 		err = c.exec(p.id, &p.stdio, spec, c.limit(limit), &u, &l)
 		u.end(&err)
