@@ -6,6 +6,7 @@
 //
 // The tests need root. BERTH_TEST_RUNTIME=stock runs them against containerd's
 // own shim, to test the tests; what only berth promises is then left out.
+// BERTH_TEST_OCI=crun has berth's shim use crun.
 package integration
 
 import (

@@ -48,6 +48,7 @@ func (s *server) startAfresh() {
 	if s.ending || s.tasks.Busy() || s.memory() < s.refresh.base+bound {
 		return
 	}
+	s.log.note("starting afresh")
 	s.replace(handover.Self(), func(err error) { s.log.warn("fresh start: " + err.Error()) })
 }
 

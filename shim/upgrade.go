@@ -76,6 +76,7 @@ func (s *server) upgrade(binary string, failed func(error)) {
 				return
 			}
 			s.plan.Binary = binary
+			s.log.note("upgrading to " + binary)
 			s.replace(binary, func(err error) {
 				s.plan.Binary = before
 				failed(err)

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"golang.org/x/sys/unix"
 )
 
 // settleTime is how long things may take to go away by themselves.
@@ -189,12 +190,23 @@ func (d *Daemon) mounts() []string {
 // cgroups returns the cgroups whose path names the daemon's namespace, deepest
 // first; the one that is called after it only if parents is set: it stays.
 func (d *Daemon) cgroups(parents bool) []string {
+	found := cgroupsNaming(d.Namespace)
+	if parents {
+		return found
+	}
+	return slices.DeleteFunc(found, d.isParent)
+}
+
+// cgroupsNaming returns the cgroups with a word in their path, deepest first.
+func cgroupsNaming(word string) []string {
 	var found []string
 	_ = filepath.WalkDir("/sys/fs/cgroup", func(path string, e fs.DirEntry, err error) error {
-		if err != nil || !e.IsDir() {
+		if err != nil || !e.IsDir() || !strings.Contains(path, word) {
 			return nil //nolint:nilerr // what vanishes during the walk is gone
 		}
-		if strings.Contains(path, d.Namespace) && (parents || !d.isParent(path)) {
+		// See useOCI for folders that are no cgroups.
+		var st unix.Statfs_t
+		if unix.Statfs(path, &st) == nil && st.Type != unix.TMPFS_MAGIC {
 			found = append(found, path)
 		}
 		return nil

@@ -150,7 +150,7 @@ func FuzzWaitRequest(f *testing.F)       { fuzz(f, &WaitRequest{}, &task.WaitReq
 func FuzzStatsRequest(f *testing.F)      { fuzz(f, &StatsRequest{}, &task.StatsRequest{}) }
 func FuzzConnectRequest(f *testing.F)    { fuzz(f, &ConnectRequest{}, &task.ConnectRequest{}) }
 func FuzzShutdownRequest(f *testing.F)   { fuzz(f, &ShutdownRequest{}, &task.ShutdownRequest{}) }
-func FuzzBootstrapParams(f *testing.F) { fuzz(f, &BootstrapParams{}, &bootstrap.BootstrapParams{}) }
+func FuzzBootstrapParams(f *testing.F)   { fuzz(f, &BootstrapParams{}, &bootstrap.BootstrapParams{}) }
 
 func FuzzBootstrapResult(f *testing.F)   { fuzz(f, &BootstrapResult{}, &bootstrap.BootstrapResult{}) }
 func FuzzOptions(f *testing.F)           { fuzz(f, &Options{}, &runc.Options{}) }
