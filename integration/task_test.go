@@ -205,7 +205,7 @@ func TestMissingProgram(t *testing.T) {
 				s.delete(t, "")
 			}
 		}
-		if err == nil || !strings.Contains(err.Error(), "/no/such/program") || !strings.Contains(err.Error(), "no such file") {
+		if err == nil || !strings.Contains(err.Error(), "/no/such/program") || !strings.Contains(strings.ToLower(err.Error()), "no such file") {
 			t.Fatalf("got %v, want the runtime's message", err)
 		}
 		if mounts := e.Count(t)["mounts"]; slices.ContainsFunc(mounts, func(m string) bool { return strings.HasPrefix(m, s.bundle) }) {
