@@ -30,6 +30,10 @@ const (
 	// orphanLimit is how long a shim without a container waits for a connection
 	// before it ends: containerd died after start, or lost interest.
 	orphanLimit = time.Minute
+	// deletedLimit is how long a shim whose container is deleted waits to be told
+	// to end. containerd does so at once, unless it was killed while it waited
+	// for the answer: started again it knows of no container, but is connected.
+	deletedLimit = 10 * time.Second
 	// flushLimit bounds how long an ending shim tries to get rid of events.
 	flushLimit = 5 * time.Second
 )
@@ -119,6 +123,7 @@ func (s *server) build() error {
 		Loop: s.loop, Children: s.children, Runtime: r, Events: s.events, Plan: &s.plan, Logf: s.log.warn,
 	})
 	s.tasks.Shutdown = s.end
+	s.tasks.Deleted = s.deleted
 	s.ttrpc = ttrpc.NewServer(s.loop, s.serve)
 	s.ttrpc.ConnsChanged = s.connsChanged
 	return nil
@@ -166,6 +171,11 @@ func (s *server) connsChanged(n int) {
 	if n == 0 {
 		s.orphan = s.loop.After(orphanLimit, s.endIfEmpty)
 	}
+}
+
+func (s *server) deleted() {
+	s.orphan.Stop()
+	s.orphan = s.loop.After(deletedLimit, s.endIfEmpty)
 }
 
 func (s *server) endIfEmpty() {

@@ -105,27 +105,12 @@ type exit struct {
 // container killed now. The record may be in the bundle or in the directory that
 // outlives a restart of the machine.
 func readExit(p *plan.Plan) exit {
-	for _, dir := range []string{p.Bundle, p.Work} {
-		if dir == "" {
-			continue
-		}
-		b, err := os.ReadFile(filepath.Join(dir, plan.ExitFile))
-		if err != nil {
-			continue
-		}
+	b, err := os.ReadFile(filepath.Join(p.Bundle, plan.EndFile))
+	if err == nil {
 		var e exit
-		if n, _ := fmt.Sscan(string(b), &e.code, &e.at, &e.pid); n == 0 {
-			continue
+		if n, _ := fmt.Sscan(string(b), &e.code, &e.at, &e.pid); n == 3 {
+			return e
 		}
-		if e.at == 0 {
-			if st, err := os.Stat(filepath.Join(dir, plan.ExitFile)); err == nil {
-				e.at = st.ModTime().UnixNano()
-			}
-		}
-		if e.pid == 0 {
-			e.pid = readPid(p)
-		}
-		return e
 	}
 	return exit{pid: readPid(p), code: killedStatus, at: time.Now().UnixNano()}
 }

@@ -193,13 +193,13 @@ func TestDeleteRecordedExit(t *testing.T) {
 		want exit
 	}{
 		"whole":          {fmt.Sprintf("7 %d 99", at), exit{99, 7, at}},
-		"code alone":     {"7\n", exit{42, 7, 0}},
-		"zero":           {"0", exit{42, 0, 0}},
+		"zero":           {fmt.Sprintf("0 %d 99", at), exit{99, 0, at}},
+		"torn":           {"7", exit{42, 137, 0}},
 		"not understood": {"?", exit{42, 137, 0}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, "", minimalConfig)
-			w.write(filepath.Join(w.bundle, plan.ExitFile), tc.exit)
+			w.write(filepath.Join(w.bundle, plan.EndFile), tc.exit)
 			w.write(filepath.Join(w.bundle, plan.InitPidFile), "42")
 			d := deleted(t, w.shim(nil, flags("c", "delete")...))
 			got := exit{int(d.Pid), int(d.ExitStatus), d.ExitedAt.AsTime().UnixNano()}

@@ -77,8 +77,14 @@ func (c *Container) settle() {
 		c.oom = nil
 	}
 	c.state = Stopped
+	c.leave(plan.EndFile, c.init.endLine(), c.h.Plan.Bundle)
 	c.tell(c.init)
 	c.record()
+}
+
+// endLine is what `delete` needs to know if this process does not live to tell.
+func (p *Process) endLine() string {
+	return strconv.Itoa(p.exit.Code) + " " + strconv.FormatInt(p.exit.At, 10) + " " + strconv.Itoa(p.pid)
 }
 
 // tell makes the end of p known.
@@ -97,7 +103,7 @@ func (c *Container) tell(p *Process) {
 func (c *Container) outOfMemory() {
 	e := wire.TaskOOM{ContainerID: c.h.Plan.ID}
 	c.publish(e.Topic(), e.TypeURL(), e.Append(nil))
-	c.leave(plan.OOMFile, "")
+	c.leave(plan.OOMFile, "", c.h.Plan.Bundle, c.h.Plan.Work)
 }
 
 // record writes the exit file when all output is safe: whoever sees the file
@@ -105,21 +111,21 @@ func (c *Container) outOfMemory() {
 func (c *Container) record() {
 	code := strconv.Itoa(c.init.exit.Code)
 	if c.init.streams == nil {
-		c.leave(plan.ExitFile, code)
+		c.leave(plan.ExitFile, code, c.h.Plan.Bundle, c.h.Plan.Work)
 		return
 	}
 	// Without a limit: a reader that comes late still gets everything first.
 	c.init.streams.Drained(0, func(complete bool) {
 		if complete {
-			c.leave(plan.ExitFile, code)
+			c.leave(plan.ExitFile, code, c.h.Plan.Bundle, c.h.Plan.Work)
 		}
 	})
 }
 
-// leave writes a small file, whole or not at all, into the bundle and into the
-// persistent directory, for those who come after this process.
-func (c *Container) leave(name, text string) {
-	for _, dir := range []string{c.h.Plan.Bundle, c.h.Plan.Work} {
+// leave writes a small file, whole or not at all, into each of dirs, for those
+// who come after this process.
+func (c *Container) leave(name, text string, dirs ...string) {
+	for _, dir := range dirs {
 		if dir == "" {
 			continue
 		}

@@ -22,13 +22,13 @@ const (
 	ServerFile = "shim.pid"
 	// InitPidFile is written by the OCI runtime.
 	InitPidFile = "init.pid"
-	// ExitFile holds "<code> <unix nanoseconds> <pid>" once init has ended
-	// and its output is complete. A bare "<code>" is understood too.
+	// ExitFile holds init's exit code in decimal once its output is complete too.
 	ExitFile = "exit"
+	// EndFile holds "<code> <unix nanoseconds> <pid>" as soon as init has ended,
+	// for `delete` after the shim's death.
+	EndFile = "berth.end"
 	// OOMFile marks a container that the kernel killed for its memory.
 	OOMFile = "oom"
-	// RuntimeLog is the OCI runtime's JSON log.
-	RuntimeLog = "log.json"
 )
 
 // ServerFD and PlanFD are the descriptors a fresh resident inherits.

@@ -26,6 +26,8 @@ type Service struct {
 	// Shutdown is called when a client asks the shim to end and no container is
 	// left.
 	Shutdown func()
+	// Deleted is called when the container has been deleted.
+	Deleted func()
 
 	host      container.Host
 	connected bool
@@ -267,6 +269,7 @@ func (s *Service) delete(c *ttrpc.Call) {
 	gone.Delete(func(pid int, e process.Exit, err error) {
 		if err == nil && s.container == gone {
 			s.container = nil
+			s.Deleted()
 		}
 		reply(pid, e, err)
 	})
