@@ -447,7 +447,7 @@ func TestCreateTimeout(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := e.shimNamed(t, id(t), &runtimeopts.Options{
-			TypeUrl: "berth.v1.Options", ConfigBody: []byte(fmt.Sprintf("runtime = %q\ncreate_timeout = \"30s\"\n", hang)),
+			TypeUrl: "berth.v1.Options", ConfigBody: fmt.Appendf(nil, "runtime = %q\ncreate_timeout = \"30s\"\n", hang),
 		})
 		before := e.Count(t)["processes"]
 		_, err := s.create(e.ctx(t), stdio{})

@@ -171,7 +171,7 @@ func podLimit(t *testing.T, path string, bytes int) {
 			}
 		}
 	}
-	if err := os.WriteFile(dir+"/"+pick("memory.limit_in_bytes", "memory.max"), []byte(fmt.Sprint(bytes)), 0); err != nil {
+	if err := os.WriteFile(dir+"/"+pick("memory.limit_in_bytes", "memory.max"), fmt.Append(nil, bytes), 0); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -199,7 +199,7 @@ func TestCgroupSystemd(t *testing.T) {
 		if _, err := s.Stats(e.ctx(t), &taskapi.StatsRequest{ID: s.id}); err != nil {
 			t.Error(err)
 		}
-		if err := s.update(t, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(64 << 20))}}); err != nil {
+		if err := s.update(t, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: new(int64(64 << 20))}}); err != nil {
 			t.Error(err)
 		}
 		s.kill(t, unix.SIGKILL)

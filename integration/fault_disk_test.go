@@ -98,4 +98,3 @@ func (l *life) checkDiskLog(path, scheme string) {
 		l.t.Errorf("log of %d bytes begins with %.20q and ends with %q", len(got), got, got[max(0, len(got)-20):])
 	}
 }
-

@@ -49,7 +49,7 @@ func TestStateTable(t *testing.T) {
 			return s.exec(t, "x", stdio{}, nil, "true")
 		}},
 		{"update", [4]bool{works, works, works, fails}, func(t *testing.T, s *shim) error {
-			return s.update(t, &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr(int64(100))}})
+			return s.update(t, &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: new(int64(100))}})
 		}},
 		{"checkpoint", [4]bool{fails, works, works, fails}, func(t *testing.T, s *shim) error {
 			if st := s.status(t); st == tasktypes.Status_RUNNING || st == tasktypes.Status_PAUSED {
@@ -138,7 +138,8 @@ func (s *shim) checkRefusal(t *testing.T, err error, state, action string) {
 	}
 }
 
-func ptr[T any](v T) *T { return &v }
+//go:fix inline
+func ptr[T any](v T) *T { return new(v) }
 
 // update sends LinuxResources.
 func (s *shim) update(t *testing.T, r *specs.LinuxResources) error {
@@ -528,17 +529,17 @@ func TestUpdate(t *testing.T) {
 		})
 		max := func() string { return s.cgroupFile(t, pid, "memory", "memory.limit_in_bytes", "memory.max") }
 		if e.rt.Berth {
-			if err := s.update(t, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(4 << 20))}}); err == nil {
+			if err := s.update(t, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: new(int64(4 << 20))}}); err == nil {
 				t.Error("a limit below the usage was accepted")
 			}
-			if err := s.update(t, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(-5))}}); err == nil {
+			if err := s.update(t, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: new(int64(-5))}}); err == nil {
 				t.Error("a negative limit was accepted")
 			}
 		}
 		if max() != fmt.Sprint(limit) {
 			t.Errorf("limit %s, want %d", max(), limit)
 		}
-		if err := s.update(t, &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: ptr(uint64(512))}}); err != nil {
+		if err := s.update(t, &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: new(uint64(512))}}); err != nil {
 			t.Error(err)
 		}
 		if got := s.cgroupFile(t, pid, "cpu", "cpu.shares", "cpu.weight"); got == "1024" || got == "100" || max() != fmt.Sprint(limit) {

@@ -3,6 +3,7 @@
 package cgroup
 
 import (
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -245,9 +246,7 @@ func TestStatsV2(t *testing.T) {
 	}
 	without := func(names ...string) map[string]string {
 		m := map[string]string{}
-		for name, text := range full {
-			m[name] = text
-		}
+		maps.Copy(m, full)
 		for _, name := range names {
 			delete(m, name)
 		}
@@ -338,9 +337,7 @@ func v1Host(t *testing.T, files map[string]string) string {
 39 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
 `,
 	}
-	for name, text := range files {
-		all[name] = text
-	}
+	maps.Copy(all, files)
 	return fakeHost(t, all)
 }
 

@@ -85,8 +85,8 @@ func shorten(data []string) (string, []string) {
 // first, with overlayfs's escapes; -1 if there is none.
 func lowerDirs(data []string) (int, []string) {
 	for i, o := range data {
-		if strings.HasPrefix(o, lowerdir) {
-			return i, splitDirs(strings.TrimPrefix(o, lowerdir))
+		if after, ok := strings.CutPrefix(o, lowerdir); ok {
+			return i, splitDirs(after)
 		}
 	}
 	return -1, nil
