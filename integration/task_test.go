@@ -138,9 +138,6 @@ func (s *shim) checkRefusal(t *testing.T, err error, state, action string) {
 	}
 }
 
-//go:fix inline
-func ptr[T any](v T) *T { return new(v) }
-
 // update sends LinuxResources.
 func (s *shim) update(t *testing.T, r *specs.LinuxResources) error {
 	t.Helper()
