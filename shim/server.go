@@ -48,6 +48,7 @@ type server struct {
 	tasks    *task.Service
 	ttrpc    *ttrpc.Server
 	orphan   *loop.Timer
+	served   bool // a container has been deleted
 	ending   bool
 	refresh  refresh
 	resumed  bool // serving again what the previous program had not answered
@@ -166,6 +167,9 @@ func (s *server) serve(c *ttrpc.Call) {
 // ever asked for a container.
 func (s *server) connsChanged(n int) {
 	s.tasks.SetConnected(n > 0)
+	if s.served {
+		return // the shim is to end, whoever connects
+	}
 	s.orphan.Stop()
 	s.orphan = nil
 	if n == 0 {
@@ -173,7 +177,9 @@ func (s *server) connsChanged(n int) {
 	}
 }
 
+// deleted gives containerd a while to tell the shim to end.
 func (s *server) deleted() {
+	s.served = true
 	s.orphan.Stop()
 	s.orphan = s.loop.After(deletedLimit, s.endIfEmpty)
 }

@@ -114,9 +114,6 @@ func (c *Container) change(a Action, work func() error, done func(), reply func(
 	})
 }
 
-// State returns the state of the container.
-func (c *Container) State() State { return c.state }
-
 // Init returns the first process.
 func (c *Container) Init() *Process { return c.init }
 

@@ -24,11 +24,6 @@ func (s State) String() string {
 	return [...]string{"creating", "created", "created from checkpoint", "running", "pausing", "paused", "stopped"}[s]
 }
 
-// Wire returns containerd's number of s (api/types/task, Status).
-func (s State) Wire() int32 {
-	return [...]int32{0, 1, 1, 2, 5, 4, 3}[s]
-}
-
 // Action is what a caller asks of a container.
 type Action uint8
 

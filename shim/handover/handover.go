@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -199,9 +198,3 @@ func setCloexec(fds []int, flag int) error {
 // Self returns the path of the program that runs, to start it afresh: the very
 // file, even when another one has taken its name.
 func Self() string { return "/proc/self/exe" }
-
-// SameFile tells whether path is the program that runs.
-func SameFile(path string) bool {
-	var a, b unix.Stat_t
-	return unix.Stat(strings.TrimSuffix(path, " (deleted)"), &a) == nil && unix.Stat(Self(), &b) == nil && a.Dev == b.Dev && a.Ino == b.Ino
-}

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package container
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/berthd/berth/shim/fault"
+)
+
+// The table is the specification's; integration tests try each cell for real.
+func TestStateTable(t *testing.T) {
+	columns := []Action{Pause, Resume, Start, Exec, Update, Checkpoint, Kill, Delete}
+	for state, row := range map[State]string{
+		Created:    "- - x x x - x x",
+		Restorable: "- - x - x - x x",
+		Running:    "x - - x x x x -",
+		Pausing:    "- - - - - - x -",
+		Paused:     "- x - - x x x -",
+		Stopped:    "- - - - - - - x", // Kill: "already finished", from the process
+	} {
+		for i, cell := range strings.Fields(row) {
+			err := state.permit(columns[i])
+			if (err == nil) != (cell == "x") {
+				t.Errorf("%s: %s: got %v", state, actionNames[columns[i]], err)
+			}
+			if err == nil {
+				continue
+			}
+			if fault.CodeOf(err) != fault.FailedPrecondition {
+				t.Errorf("%s: %s: class %d", state, actionNames[columns[i]], fault.CodeOf(err))
+			}
+			for _, word := range []string{"cannot ", actionNames[columns[i]], " in " + state.String() + " state"} {
+				if !strings.Contains(err.Error(), word) {
+					t.Errorf("%q does not say %q", err, word)
+				}
+			}
+		}
+	}
+}
+
+func TestExecIDs(t *testing.T) {
+	for id, want := range map[string]fault.Code{
+		"exec-1":                 fault.OK,
+		"a_b.c":                  fault.OK,
+		strings.Repeat("a", 200): fault.OK,
+		strings.Repeat("a", 201): fault.InvalidArgument,
+		"":                       fault.InvalidArgument,
+		".":                      fault.InvalidArgument,
+		"..":                     fault.InvalidArgument,
+		"a/b":                    fault.InvalidArgument,
+		"a\x00b":                 fault.InvalidArgument,
+		"ä":                      fault.InvalidArgument,
+	} {
+		if err := checkExecID(id); fault.CodeOf(err) != want {
+			t.Errorf("%q: got %v", id, err)
+		}
+	}
+}
