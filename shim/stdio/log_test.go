@@ -441,8 +441,9 @@ func TestLoggerIsAskedToEndThenMade(t *testing.T) {
 		t.Error("drained although the logger is there")
 	}
 	began := time.Now()
-	r.on(p.Close)
-	r.until("the logger has ended", func() bool { return !p.Ending() })
+	ended := make(chan struct{})
+	r.on(func() { p.End(func() { close(ended) }) })
+	<-ended
 	if d := time.Since(began); d < loggerPatience || d > loggerPatience+5*time.Second {
 		t.Errorf("it took %v", d)
 	}
