@@ -138,6 +138,15 @@ func (s *Service) process(id, exec string) (*container.Process, error) {
 	return c.Process(exec)
 }
 
+// decoded decodes the request of c into r, or fails c and returns false.
+func decoded(c *ttrpc.Call, r interface{ Decode(b []byte) error }) bool {
+	if err := r.Decode(c.Payload); err != nil {
+		c.Fail(err)
+		return false
+	}
+	return true
+}
+
 // answer replies to c with an empty message, or fails it.
 func answer(c *ttrpc.Call, err error) {
 	if err != nil {
@@ -149,8 +158,7 @@ func answer(c *ttrpc.Call, err error) {
 
 func (s *Service) create(c *ttrpc.Call) {
 	var r wire.CreateTaskRequest
-	if err := r.Decode(c.Payload); err != nil {
-		c.Fail(err)
+	if !decoded(c, &r) {
 		return
 	}
 	if err := s.accept(&r); err != nil {
@@ -218,8 +226,7 @@ func (s *Service) accept(r *wire.CreateTaskRequest) error {
 
 func (s *Service) start(c *ttrpc.Call) {
 	var r wire.StartRequest
-	if err := r.Decode(c.Payload); err != nil {
-		c.Fail(err)
+	if !decoded(c, &r) {
 		return
 	}
 	p, err := s.process(r.ID, r.ExecID)
@@ -244,8 +251,7 @@ func (s *Service) start(c *ttrpc.Call) {
 
 func (s *Service) delete(c *ttrpc.Call) {
 	var r wire.DeleteRequest
-	if err := r.Decode(c.Payload); err != nil {
-		c.Fail(err)
+	if !decoded(c, &r) {
 		return
 	}
 	p, err := s.process(r.ID, r.ExecID)
@@ -292,8 +298,7 @@ func (s *Service) exec(c *ttrpc.Call) {
 }
 
 func (s *Service) serveState(c *ttrpc.Call) {
-	if err := s.state.Decode(c.Payload); err != nil {
-		c.Fail(err)
+	if !decoded(c, &s.state) {
 		return
 	}
 	p, err := s.process(s.state.ID, s.state.ExecID)
@@ -325,8 +330,7 @@ var status = [...]wire.Status{
 
 func (s *Service) wait(c *ttrpc.Call) {
 	var r wire.WaitRequest
-	if err := r.Decode(c.Payload); err != nil {
-		c.Fail(err)
+	if !decoded(c, &r) {
 		return
 	}
 	p, err := s.process(r.ID, r.ExecID)
@@ -342,8 +346,7 @@ func (s *Service) wait(c *ttrpc.Call) {
 
 func (s *Service) kill(c *ttrpc.Call) {
 	var r wire.KillRequest
-	if err := r.Decode(c.Payload); err != nil {
-		c.Fail(err)
+	if !decoded(c, &r) {
 		return
 	}
 	p, err := s.process(r.ID, r.ExecID)
@@ -360,8 +363,7 @@ func (s *Service) kill(c *ttrpc.Call) {
 }
 
 func (s *Service) servePids(c *ttrpc.Call) {
-	if err := s.pids.Decode(c.Payload); err != nil {
-		c.Fail(err)
+	if !decoded(c, &s.pids) {
 		return
 	}
 	in, err := s.find(s.pids.ID)
@@ -383,8 +385,7 @@ func (s *Service) servePids(c *ttrpc.Call) {
 }
 
 func (s *Service) serveStats(c *ttrpc.Call) {
-	if err := s.stats.Decode(c.Payload); err != nil {
-		c.Fail(err)
+	if !decoded(c, &s.stats) {
 		return
 	}
 	in, err := s.find(s.stats.ID)
