@@ -141,6 +141,8 @@ func (s *server) restore(state *handover.State) error {
 		if err := s.tasks.Restore(state.Container); err != nil {
 			return err
 		}
+	} else {
+		s.deleted() // the previous program's time limit does not come along
 	}
 	if state.Server == nil {
 		return nil
