@@ -141,11 +141,14 @@ func (s *server) restore(state *handover.State) error {
 		if err := s.tasks.Restore(state.Container); err != nil {
 			return err
 		}
-	} else {
-		s.deleted() // the previous program's time limit does not come along
 	}
 	if state.Server == nil {
 		return nil
+	}
+	if state.Container == nil {
+		// Not created yet, or deleted: what the previous program waited for does not
+		// come along.
+		s.loop.After(orphanLimit, s.endIfEmpty)
 	}
 	s.recordBinary()
 	s.resumed = true
