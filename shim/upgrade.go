@@ -4,6 +4,7 @@ package shim
 
 import (
 	"os"
+	"time"
 
 	"github.com/berthd/berth/shim/fault"
 	"github.com/berthd/berth/shim/handover"
@@ -85,19 +86,32 @@ func (s *server) upgrade(binary string, failed func(error)) {
 	})
 }
 
+// A container that is being deleted is handed over when that has ended: a look
+// each busyPause, busyTries times at most, which covers what Delete may take.
+const (
+	busyPause = 100 * time.Millisecond
+	busyTries = 300
+)
+
 // replace executes binary in place of this program at the next moment without
 // jobs. failed is called if that did not work, with everything as it was.
 func (s *server) replace(binary string, failed func(error)) {
-	s.loop.Quiesce(func() {
-		if s.ending || s.tasks.Busy() {
-			failed(fault.New(fault.Unavailable, "the shim is ending, or about to start a restored container: try again"))
-			return
+	tries := 0
+	var try func()
+	try = func() {
+		switch tries++; {
+		case s.ending || tries > busyTries:
+			failed(fault.New(fault.Unavailable, "the shim is ending, or its container waits to be restored"))
+		case s.tasks.Busy():
+			s.loop.After(busyPause, func() { s.loop.Quiesce(try) })
+		default:
+			state, keep := s.state()
+			err := handover.Exec(binary, state, keep)
+			s.children.Rehandle()
+			failed(fault.Wrap(fault.Internal, "upgrade", err))
 		}
-		state, keep := s.state()
-		err := handover.Exec(binary, state, keep)
-		s.children.Rehandle()
-		failed(fault.Wrap(fault.Internal, "upgrade", err))
-	})
+	}
+	s.loop.Quiesce(try)
 }
 
 // state returns everything that the next program must know, and the descriptors

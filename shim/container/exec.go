@@ -121,8 +121,10 @@ func (c *Container) DeleteExec(p *Process, reply func(error)) {
 		reply(fault.New(fault.FailedPrecondition, "cannot delete exec "+p.id+" in running state"))
 		return
 	}
+	p.leaving = true
 	p.drained(func() {
 		p.end(func() {
+			p.leaving = false
 			if i := slices.Index(c.execs, p); i >= 0 {
 				c.execs = slices.Delete(c.execs, i, i+1)
 			}

@@ -39,11 +39,13 @@ const (
 	fieldNoInput
 )
 
-// Movable tells whether a program may hand the container to its successor now.
-// Streams that no process has taken yet, and loggers about to end, stay.
+// Movable tells whether a program may hand the container to its successor now. A
+// step in progress, such as a Delete that waits for output, would begin anew
+// there, its time limit too; streams that no process has taken yet, and loggers
+// about to end, stay.
 func (c *Container) Movable() bool {
-	movable := c.state != Restorable
-	c.each(func(p *Process) { movable = movable && (p.streams == nil || !p.streams.Ending()) })
+	movable := c.state != Restorable && !c.stepping
+	c.each(func(p *Process) { movable = movable && !p.leaving && (p.streams == nil || !p.streams.Ending()) })
 	return movable
 }
 

@@ -22,6 +22,7 @@ type Process struct {
 	spec    []byte // an exec's process as JSON, until it is started
 	state   State  // Created, Running or Stopped
 	busy    bool   // an exec whose runtime call is in flight
+	leaving bool   // an exec whose Delete waits for its output
 	pid     int
 	child   *process.Process
 	streams *stdio.Streams // nil until opened and after the delete
