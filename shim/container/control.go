@@ -135,10 +135,12 @@ func (c *Container) Kill(sig int, all bool, reply func(error)) {
 	switch {
 	case c.state == Restorable:
 		if sig == int(unix.SIGKILL) || sig == int(unix.SIGTERM) {
-			c.state, c.init.state = Stopped, Stopped
+			c.state = Stopped
+			c.init.exit = process.Exit{Code: 128 + sig, Signaled: true, At: time.Now().UnixNano()}
+			c.tell(c.init)
 		}
 		reply(nil)
-	case !all || c.group == nil:
+	case !all || c.group == nil || !c.group.Own():
 		err := c.init.Kill(sig)
 		if err == nil && sig == int(unix.SIGKILL) && c.state == Paused {
 			c.thaw() // in cgroup v1 the frozen do not die
