@@ -4,9 +4,9 @@
 # vm-test.sh [GO TEST FLAG...]
 #
 # Runs the tests that depend on cgroups in the virtual machine, whose only
-# hierarchy is cgroup v2: once under a plain init and once under systemd. Needs
-# `make deps vm build`. Flags are passed to the test binary, for example
-# -test.run=TestCgroupOOM; without them each machine runs its own selection.
+# hierarchy is cgroup v2: packages' own tests, shims, pods, and some again under
+# systemd. Needs `make deps vm build`. Flags are passed to the integration tests, for
+# example -test.run=TestCgroupOOM; without them each machine runs its own selection.
 #
 # Emulation is slow: a container's life takes a second or two, so this is a
 # selection, with -test.short, and without the race detector.
@@ -19,8 +19,13 @@ build=${BERTH_BUILD:-$top/.build}
 mkdir -p "$build"
 # Static: the machine's C library is not the host's.
 (cd "$here" && CGO_ENABLED=0 go test -c -o "$build/integration.test" .)
+units=(cgroup rootfs)
+for unit in "${units[@]}"; do
+  (cd "$top/shim/$unit" && CGO_ENABLED=0 go test -c -o "$build/$unit.test" .)
+done
 
 plain='^Test(StateTable|MissingProgram|CgroupStats|CgroupOOM|Update|DeathWhilePaused|KillAll|SharedPIDNamespace|TaskOfKilledShim|CtrTasks|DeleteVerb)$'
+pods='^TestPods$/^berth$/^(life|exec_sync|stats|update|out_of_memory|two_containers)$'
 systemd='^Test(CgroupSystemd|CgroupOOM)$'
 
 # machine RUN RUNTIME [VM FLAG...]
@@ -37,8 +42,21 @@ machine() {
     "$build/integration.test" -test.short -test.v "-test.run=$run" "${extra[@]}"
 }
 
+# unit NAME: the tests of a package of the shim, in its folder.
+unit() {
+  "$here/vm/vm-run.sh" -t 300 -s "$top" -s "$build:ro" -C "$top/shim/$1" -- "$build/$1.test" -test.short -test.v
+}
+
 extra=("$@")
 status=0
+if [ $# -eq 0 ]; then
+  for unit in "${units[@]}"; do
+    echo "cgroup v2: shim/$unit"
+    unit "$unit" || status=$?
+  done
+  echo "cgroup v2: pods"
+  machine "$pods" berth || status=$?
+fi
 echo "cgroup v2"
 machine "$plain" berth || status=$?
 echo "cgroup v2 under systemd"

@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -122,6 +124,18 @@ func readPid(p *plan.Plan) (pid int) {
 	return pid
 }
 
+// readState decodes the runtime's own state of the container, runc's or crun's.
+func readState(p *plan.Plan, s any) error {
+	b, err := os.ReadFile(filepath.Join(p.Root, p.ID, "state.json"))
+	if errors.Is(err, os.ErrNotExist) {
+		b, err = os.ReadFile(filepath.Join(p.Root, p.ID, "status"))
+	}
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, s)
+}
+
 // containerInit returns who init is, or was, from the runtime's own state, runc's
 // or crun's.
 func containerInit(p *plan.Plan) (identity, error) {
@@ -131,13 +145,7 @@ func containerInit(p *plan.Plan) (identity, error) {
 		CrunPid   int    `json:"pid"`
 		CrunStart uint64 `json:"process-start-time"`
 	}
-	b, err := os.ReadFile(filepath.Join(p.Root, p.ID, "state.json"))
-	if errors.Is(err, os.ErrNotExist) {
-		b, err = os.ReadFile(filepath.Join(p.Root, p.ID, "status"))
-	}
-	if err == nil {
-		err = json.Unmarshal(b, &s)
-	}
+	err := readState(p, &s)
 	if err != nil {
 		return identity{}, err
 	}
@@ -173,10 +181,50 @@ func (h *Host) deleteContainer(p *plan.Plan, e *exit) error {
 		return err
 	})
 	if err != nil {
-		// With its processes gone the rest is a directory and empty cgroups.
 		h.warn("%v", err)
+		if kerr == nil {
+			h.removeState(p)
+		}
 	}
 	return kerr
+}
+
+// removeState takes away what is left of a container without processes whose
+// runtime cannot: empty cgroups and the runtime's directory.
+func (h *Host) removeState(p *plan.Plan) {
+	var s struct {
+		Paths map[string]string `json:"cgroup_paths"` // runc's, by controller
+		Path  string            `json:"cgroup-path"`  // crun's, below each hierarchy
+	}
+	if err := readState(p, &s); err != nil {
+		h.warn("state of %s: %v", p.ID, err)
+		return
+	}
+	paths := slices.Collect(maps.Values(s.Paths))
+	if s.Path != "" {
+		below, _ := filepath.Glob(filepath.Join(cgroupMount, "*", s.Path))
+		paths = append(below, filepath.Join(cgroupMount, s.Path))
+	}
+	for _, path := range paths {
+		if rel, err := filepath.Rel(cgroupMount, path); err == nil && filepath.IsLocal(rel) && rel != "." {
+			removeCgroup(path)
+		}
+	}
+	if err := withRuntime(p, func(r *runc.Runtime) error { return r.DeleteState(p.ID) }); err != nil {
+		h.warn("%v", err)
+	}
+}
+
+// removeCgroup removes an empty cgroup and those below it. One with processes
+// stays.
+func removeCgroup(dir string) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.IsDir() {
+			removeCgroup(filepath.Join(dir, e.Name()))
+		}
+	}
+	_ = unix.Rmdir(dir)
 }
 
 // killContainer kills init and all in its cgroup.

@@ -4,6 +4,7 @@ package bootstrap
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -159,6 +160,36 @@ func TestDeleteLive(t *testing.T) {
 	// A second time there is nothing to do.
 	if d := deleted(t, w.shim(nil, flags("c", "delete")...)); d.ExitStatus != 137 {
 		t.Errorf("again: %v", d)
+	}
+}
+
+// A runtime that is gone, or broken, does not keep delete from cleaning up.
+func TestDeleteWithoutRuntime(t *testing.T) {
+	w := newWorld(t, "", "")
+	id := liveContainer(t, w, "exec sleep 1000")
+	g, err := cgroup.Of(id.pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := w.plan()
+	p.Runtime = "/no/such/runtime"
+	w.write(filepath.Join(w.bundle, plan.File), string(p.Append(nil)))
+	r := w.shim(nil, append([]string{"-bundle", w.bundle}, flags("c", "delete")...)...)
+	if !strings.Contains(r.stderr, "/no/such/runtime") {
+		t.Errorf("the warning is %q", r.stderr)
+	}
+	r.stderr = ""
+	if d := deleted(t, r); d.ExitStatus != 137 {
+		t.Errorf("got %v", d)
+	}
+	if alive := id.open(); alive >= 0 && !ended(alive, time.Second) {
+		t.Error("the container lives")
+	}
+	if _, err := g.AppendStats(nil); !errors.Is(err, cgroup.ErrGone) {
+		t.Errorf("its cgroup: %v", err)
+	}
+	if _, err := os.Lstat(filepath.Join(p.Root, "c")); err == nil {
+		t.Error("the runtime's state is left")
 	}
 }
 
