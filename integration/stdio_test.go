@@ -57,7 +57,7 @@ func TestResize(t *testing.T) {
 		})
 		t.Run("terminal", func(t *testing.T) {
 			out := fifo(t)
-			s := e.shim(t, oci.WithTTY, sh("while [ \"$(stty size)\" != '40 100' ]; do sleep 0.05; done; stty size"))
+			s := e.shim(t, oci.WithTTY, sh("while [ \"$(stty size 2>/dev/null)\" != '40 100' ]; do sleep 0.05; done; stty size"))
 			r := readFifo(t, out)
 			s.run(t, stdio{Out: out, Terminal: true})
 			ctx := e.ctx(t)

@@ -100,6 +100,13 @@ func (c *Container) Checkpoint(dir string, o *wire.CheckpointOptions, limit time
 	if o.ImagePath != "" {
 		r.ImagePath = o.ImagePath
 	}
+	if r.ImagePath == "" {
+		r.ImagePath = p.CriuImagePath
+	}
+	if r.ImagePath == "" {
+		reply(fault.New(fault.InvalidArgument, "no directory for the images"))
+		return
+	}
 	if r.WorkPath == "" {
 		r.WorkPath = c.criuWork("checkpoint")
 	}

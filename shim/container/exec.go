@@ -69,10 +69,9 @@ func (c *Container) StartExec(p *Process, limit time.Duration, reply func(pid in
 	c.starts++
 	var u undo
 	var l launch
-	spec := p.spec
 	c.h.Loop.Go(cgroup.Hasten, nil)
 	c.h.Loop.Go(func() {
-		err = c.exec(p.id, &p.stdio, spec, c.limit(limit), &u, &l)
+		err = c.exec(p, c.limit(limit), &u, &l)
 		u.end(&err)
 	}, func() {
 		p.busy = false
@@ -93,14 +92,19 @@ func (c *Container) StartExec(p *Process, limit time.Duration, reply func(pid in
 	})
 }
 
-// exec is the job of StartExec.
-func (c *Container) exec(id string, s *Stdio, spec []byte, limit time.Duration, u *undo, l *launch) error {
-	if err := l.open(c.h, id, s); err != nil {
+// exec is the job of StartExec. What it reads of p does not change while p is
+// busy.
+func (c *Container) exec(p *Process, limit time.Duration, u *undo, l *launch) error {
+	if err := l.open(c.h, p.id, &p.stdio); err != nil {
 		return err
 	}
 	u.add(l.abort)
-	specFile := c.path("exec-" + id + ".json")
-	pidFile := "exec-" + id + ".pid"
+	spec := p.spec
+	if cpu := c.h.Plan.ExecCPU; cpu != "" {
+		spec = runc.PinExec(spec, cpu)
+	}
+	specFile := c.path("exec-" + p.id + ".json")
+	pidFile := "exec-" + p.id + ".pid"
 	defer os.Remove(specFile)
 	defer os.Remove(c.path(pidFile))
 	if err := os.WriteFile(specFile, spec, 0o600); err != nil {
