@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berthd/berth/integration/host"
 )
 
@@ -54,11 +56,12 @@ func (b *bench) underConmon(ctx context.Context, program, data string) (err erro
 		return err
 	}
 	defer func() { err = errors.Join(err, runc("delete", "--force", u.id)) }()
-	if _, err := awaitPid(ctx, u.dir+"/pid"); err != nil {
-		return err
-	}
 	pid, err := awaitPid(ctx, u.dir+"/conmon.pid")
 	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, end(ctx, pid)) }()
+	if _, err := awaitPid(ctx, u.dir+"/pid"); err != nil {
 		return err
 	}
 	before, err := cpu(pid)
@@ -80,6 +83,24 @@ func (b *bench) underConmon(ctx context.Context, program, data string) (err erro
 	}
 	b.reportOutput(host.Runtime{Label: conmonLabel}, "cri", ms, after-before)
 	return b.complete(log, "cri")
+}
+
+// end kills a conmon, which has done its work and would stay for a while, and waits
+// for it: it writes where it works.
+func end(ctx context.Context, pid int) error {
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		return nil // it has ended
+	}
+	program := fmt.Sprintf("/proc/%d/exe", pid) // of a zombie it cannot be read
+	for deadline := time.Now().Add(10 * time.Second); ctx.Err() == nil; time.Sleep(time.Millisecond) {
+		if _, err := os.Readlink(program); err != nil {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("conmon %d does not end", pid)
+		}
+	}
+	return ctx.Err()
 }
 
 // awaitPid waits for a file with a process id.

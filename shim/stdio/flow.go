@@ -43,6 +43,7 @@ type flow struct {
 	fifo   bool // dst is a fifo for output
 	// copying: one end is a terminal, which splice does not serve on all kernels.
 	copying bool
+	bulk    bool // the last piece was large: so will the next one be
 
 	waiting uint8 // what the loop watches
 	onEvent func(ev uint32)
@@ -141,6 +142,7 @@ func (f *flow) pump() {
 		switch {
 		case n > 0:
 			moved += n
+			f.bulk = n >= len(loopBuffer)
 		case err == nil:
 			f.sourceEnded()
 			return
@@ -174,7 +176,7 @@ func (f *flow) move() (int, error) {
 	if f.src < 0 {
 		return 0, nil
 	}
-	if !f.copying && !f.small() {
+	if !f.copying && (f.bulk || !f.small()) {
 		n, err := unix.Splice(f.src, nil, f.dst, nil, spliceBytes, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 		return int(n), err
 	}
