@@ -31,7 +31,7 @@ func TestConfigure(t *testing.T) {
 // TestCheckpoint dumps a counting container twice, leaving it and ending it, and
 // continues from the second image.
 func TestCheckpoint(t *testing.T) {
-	bundle := busyboxBundle(t, "i=0; while :; do i=$((i+1)); echo $i >/count; busybox usleep 10000; done", false)
+	bundle := busyboxBundle(t, "i=0; while :; do i=$((i+1)); echo $i >/new; busybox mv /new /count; busybox usleep 10000; done", false)
 	r := newRuntime(t, "runc", bundle)
 	r.Env = []string{"PATH=" + filepath.Dir(deps(t, "criu")) + ":" + os.Getenv("PATH")}
 	count := func() string {

@@ -104,10 +104,10 @@ func said(fd int) string {
 func (lg *logger) exited() {
 	lg.pid = 0
 	lg.kill.Stop()
-	if lg.onEnd != nil {
+	if lg.onEnd != nil { // the streams are the loop's since Begin
 		lg.onEnd()
+		lg.s.loggerEnded()
 	}
-	lg.s.loggerEnded()
 }
 
 // end asks the program to end, and makes it when it does not. The pid is exact:
