@@ -30,7 +30,7 @@ const (
 
 // transient are the packages below shim that no resident process executes. They
 // are in its program nonetheless, with their init functions.
-var transient = []string{"shim/bootstrap", "shim/options", "shim/join", "shim/upgrade"}
+var transient = []string{"shim/bootstrap", "shim/options", "shim/pod", "shim/join", "shim/upgrade"}
 
 // residentImports is all that the resident half may import besides packages
 // below shim: what costs neither start-up time nor memory. (fmt is linked anyway
