@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	sandbox "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	task "github.com/containerd/containerd/api/runtime/task/v2"
 	runc "github.com/containerd/containerd/api/types/runc/options"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
@@ -157,3 +158,15 @@ func FuzzOptions(f *testing.F)           { fuzz(f, &Options{}, &runc.Options{}) 
 func FuzzCheckpointOptions(f *testing.F) { fuzz(f, &CheckpointOptions{}, &runc.CheckpointOptions{}) }
 func FuzzRuntimeOptions(f *testing.F)    { fuzz(f, &RuntimeOptions{}, &runtimeoptions.Options{}) }
 func FuzzRequest(f *testing.F)           { fuzz(f, &Request{}, &ttrpc.Request{}) }
+
+func FuzzCreateSandboxRequest(f *testing.F) {
+	fuzz(f, &CreateSandboxRequest{}, &sandbox.CreateSandboxRequest{})
+}
+func FuzzSandboxRequest(f *testing.F) { fuzz(f, &SandboxRequest{}, &sandbox.StartSandboxRequest{}) }
+func FuzzStopSandboxRequest(f *testing.F) {
+	fuzz(f, &StopSandboxRequest{}, &sandbox.StopSandboxRequest{})
+}
+
+func FuzzSandboxStatusRequest(f *testing.F) {
+	fuzz(f, &SandboxStatusRequest{}, &sandbox.SandboxStatusRequest{})
+}

@@ -5,6 +5,7 @@ package wire
 // Type URLs of values that are JSON inside an Any (containerd's typeurl registers
 // them so).
 const (
+	SpecURL           = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 	ProcessURL        = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 	LinuxResourcesURL = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 	FeaturesURL       = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"

@@ -8,6 +8,7 @@ import (
 
 	events "github.com/containerd/containerd/api/events"
 	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	sandbox "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	task "github.com/containerd/containerd/api/runtime/task/v2"
 	forward "github.com/containerd/containerd/api/services/ttrpc/events/v1"
 	"github.com/containerd/containerd/api/types"
@@ -19,6 +20,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -151,6 +153,31 @@ var messages = []struct {
 		&Response{Code: fault.NotFound, Message: "no", Payload: []byte{1}},
 		&ttrpc.Response{Status: &spb.Status{Code: 5, Message: "no"}, Payload: []byte{1}},
 	},
+	{
+		&CreateSandboxRequest{SandboxID: "id", BundlePath: "/b", Rootfs: mounts, Options: anyA, NetnsPath: "/n", Annotations: []KeyValue{{"k", "v"}}},
+		&sandbox.CreateSandboxRequest{SandboxID: "id", BundlePath: "/b", Rootfs: pmounts, Options: protoAny(anyA), NetnsPath: "/n", Annotations: map[string]string{"k": "v"}},
+	},
+	{&SandboxRequest{SandboxID: "id"}, &sandbox.StartSandboxRequest{SandboxID: "id"}},
+	{&SandboxRequest{SandboxID: "id"}, &sandbox.PlatformRequest{SandboxID: "id"}},
+	{&SandboxRequest{SandboxID: "id"}, &sandbox.WaitSandboxRequest{SandboxID: "id"}},
+	{&SandboxRequest{SandboxID: "id"}, &sandbox.PingRequest{SandboxID: "id"}},
+	{&SandboxRequest{SandboxID: "id"}, &sandbox.ShutdownSandboxRequest{SandboxID: "id"}},
+	{&SandboxRequest{SandboxID: "id"}, &sandbox.SandboxMetricsRequest{SandboxID: "id"}},
+	{&StopSandboxRequest{SandboxID: "id", TimeoutSecs: 1 << 31}, &sandbox.StopSandboxRequest{SandboxID: "id", TimeoutSecs: 1 << 31}},
+	{&SandboxStatusRequest{SandboxID: "id", Verbose: true}, &sandbox.SandboxStatusRequest{SandboxID: "id", Verbose: true}},
+	{
+		&StartSandboxResponse{Pid: 1, CreatedAt: when, Spec: anyA},
+		&sandbox.StartSandboxResponse{Pid: 1, CreatedAt: stamp(when), Spec: protoAny(anyA)},
+	},
+	{
+		&PlatformResponse{Platform{OS: "linux", Architecture: "arm", Variant: "v7"}},
+		&sandbox.PlatformResponse{Platform: &types.Platform{OS: "linux", Architecture: "arm", Variant: "v7"}},
+	},
+	{&WaitSandboxResponse{ExitStatus: 137, ExitedAt: when}, &sandbox.WaitSandboxResponse{ExitStatus: 137, ExitedAt: stamp(when)}},
+	{
+		&SandboxStatusResponse{SandboxID: "id", Pid: 2, State: SandboxReady, Info: []KeyValue{{"info", "{}"}}, CreatedAt: when, ExitedAt: when + 1, Extra: anyB},
+		&sandbox.SandboxStatusResponse{SandboxID: "id", Pid: 2, State: "SANDBOX_READY", Info: map[string]string{"info": "{}"}, CreatedAt: stamp(when), ExitedAt: stamp(when + 1), Extra: protoAny(anyB)},
+	},
 	{&mounts[0], pmounts[0]},
 	{&anyA, protoAny(anyA)},
 }
@@ -223,15 +250,27 @@ func TestTableIsComplete(t *testing.T) {
 			}
 		}
 	}
-	methods := task.File_runtime_task_v2_shim_proto.Services().ByName("Task").Methods()
-	have := map[string]bool{"google.protobuf.Empty": true}
+	have := map[string]bool{
+		"google.protobuf.Empty": true,
+		// Without fields, or none that is looked at.
+		"containerd.runtime.sandbox.v1.CreateSandboxResponse":   true,
+		"containerd.runtime.sandbox.v1.StopSandboxResponse":     true,
+		"containerd.runtime.sandbox.v1.PingResponse":            true,
+		"containerd.runtime.sandbox.v1.ShutdownSandboxResponse": true,
+		"containerd.runtime.sandbox.v1.UpdateSandboxRequest":    true,
+		"containerd.runtime.sandbox.v1.UpdateSandboxResponse":   true,
+		"containerd.runtime.sandbox.v1.SandboxMetricsResponse":  true, // TestSandboxMetrics
+	}
 	for _, m := range messages {
 		have[nameOf(m.want)] = true
 	}
-	for i := range methods.Len() {
-		for _, d := range []string{string(methods.Get(i).Input().FullName()), string(methods.Get(i).Output().FullName())} {
-			if !have[d] {
-				t.Errorf("%s is missing", d)
+	for _, file := range []protoreflect.FileDescriptor{task.File_runtime_task_v2_shim_proto, sandbox.File_runtime_sandbox_v1_sandbox_proto} {
+		methods := file.Services().Get(0).Methods()
+		for i := range methods.Len() {
+			for _, d := range []string{string(methods.Get(i).Input().FullName()), string(methods.Get(i).Output().FullName())} {
+				if !have[d] {
+					t.Errorf("%s is missing", d)
+				}
 			}
 		}
 	}
@@ -250,6 +289,7 @@ func TestNames(t *testing.T) {
 		{CheckpointOptionsURL, url(&runc.CheckpointOptions{})},
 		{ProcessDetailsURL, url(&runc.ProcessDetails{})},
 		{RuntimeOptionsURL, url(&runtimeoptions.Options{})},
+		{SandboxService, string(sandbox.File_runtime_sandbox_v1_sandbox_proto.Services().Get(0).FullName())},
 		{TaskService, string(task.File_runtime_task_v2_shim_proto.Services().Get(0).FullName())},
 		{EventsService, string(forward.File_services_ttrpc_events_v1_events_proto.Services().Get(0).FullName())},
 		{ForwardMethod, string(forward.File_services_ttrpc_events_v1_events_proto.Services().Get(0).Methods().Get(0).Name())},
@@ -298,6 +338,27 @@ func TestStats(t *testing.T) {
 	}
 	gone := fault.New(fault.NotFound, "gone")
 	if _, err := AppendStats(nil, "u", func(b []byte) ([]byte, error) { return b, gone }); err != gone {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestSandboxMetrics(t *testing.T) {
+	b, err := AppendSandboxMetrics(nil, "id", when, "u", func(b []byte) ([]byte, error) { return AppendVarint(b, 1, 5), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &sandbox.SandboxMetricsResponse{Metrics: &types.Metric{
+		Timestamp: stamp(when), ID: "id", Data: protoAny(Any{TypeURL: "u", Value: []byte{8, 5}}),
+	}}
+	got := &sandbox.SandboxMetricsResponse{}
+	if err := proto.Unmarshal(b, got); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, got, protocmp.Transform()); d != "" {
+		t.Error(d)
+	}
+	gone := fault.New(fault.NotFound, "gone")
+	if _, err := AppendSandboxMetrics(nil, "id", when, "u", func(b []byte) ([]byte, error) { return b, gone }); err != gone {
 		t.Errorf("got %v", err)
 	}
 }
@@ -389,12 +450,16 @@ func TestPollsDoNotAllocate(t *testing.T) {
 	buffer := make([]byte, 0, 4096)
 	var state StateRequest
 	var stats StatsRequest
+	var pod SandboxStatusRequest
 	n := testing.AllocsPerRun(100, func() {
-		if state.Decode(request) != nil || stats.Decode(request) != nil || state.ID != id || stats.ID != id {
+		if state.Decode(request) != nil || stats.Decode(request) != nil || pod.Decode(request) != nil || state.ID != id || stats.ID != id {
 			t.Fatal(state, stats)
 		}
 		response.Append(buffer)
 		if _, err := AppendStats(buffer, "io.containerd.cgroups.v2.Metrics", metrics); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := AppendSandboxMetrics(buffer, id, when, "io.containerd.cgroups.v2.Metrics", metrics); err != nil {
 			t.Fatal(err)
 		}
 	})
