@@ -60,3 +60,11 @@ CGO_ENABLED=0 group cni $cni cni \
 registry=github.com/distribution/distribution/v3
 CGO_ENABLED=0 group registry $registry bin \
   -ldflags "-s -w -X $registry/version.version=$(version registry $registry)" -- $registry/cmd/registry
+
+kubernetes=k8s.io/kubernetes
+v=$(version kubelet $kubernetes)
+minor=${v#v1.}
+component=k8s.io/component-base/version
+CGO_ENABLED=0 group kubelet $kubernetes bin \
+  -ldflags "-s -w -X $component.gitVersion=$v -X $component.gitMajor=1 -X $component.gitMinor=${minor%%.*} -X $component.gitTreeState=clean" -- \
+  $kubernetes/cmd/kubelet
