@@ -2,8 +2,9 @@
 
 // Command bench measures a shim beside containerd's own: one program, one run,
 // one private containerd, the two in turn, so that what else the machine does
-// falls on both alike. It prints a table of medians and their ratios and writes
-// the same as JSON.
+// falls on both alike. Pods are measured in a second containerd, one with the CRI
+// plugin. It prints a table of medians and their ratios and writes the same as
+// JSON.
 //
 // It needs root and what `make deps build` leaves behind.
 package main
@@ -35,16 +36,17 @@ type settings struct {
 	rounds int // repetitions of each latency figure
 
 	idle  int           // idle containers per runtime
-	poll  time.Duration // how long they are polled, once a second each
+	poll  time.Duration // how long they, and pods, are polled, once a second each
 	execs int           // execs per idle container meanwhile
 	nulls bool          // idle containers have no stdio instead of fifos
+	pods  int           // idle pods per runtime and size
 
 	outputs int   // repetitions of each output figure
 	bytes   int64 // written per repetition
 	line    int   // bytes per line, newline included
 }
 
-var parts = []string{"latency", "memory", "output"}
+var parts = []string{"latency", "memory", "output", "pods"}
 
 func main() {
 	s, err := parse(os.Args[1:])
@@ -77,9 +79,10 @@ func parse(args []string) (*settings, error) {
 	f.BoolVar(&s.trace, "trace", false, "also time the shim without containerd, and the OCI runtime alone")
 	f.IntVar(&s.rounds, "rounds", 40, "repetitions of each latency figure")
 	f.IntVar(&s.idle, "idle", 50, "idle containers per runtime")
-	f.DurationVar(&s.poll, "poll", time.Minute, "how long each idle container is polled for stats, once a second")
+	f.DurationVar(&s.poll, "poll", time.Minute, "how long idle containers and pods are polled for stats, once a second")
 	f.IntVar(&s.execs, "execs", 20, "execs per idle container meanwhile")
 	f.BoolVar(&s.nulls, "null", false, "idle containers without stdio instead of fifos")
+	f.IntVar(&s.pods, "pods", 10, "idle pods of each size per runtime")
 	f.IntVar(&s.outputs, "outputs", 5, "repetitions of each output figure")
 	f.Int64Var(&s.bytes, "bytes", 200e6, "bytes written per repetition")
 	f.IntVar(&s.line, "line", 100, "bytes per line written")
@@ -110,8 +113,8 @@ func parse(args []string) (*settings, error) {
 	if s.a.Label == s.b.Label {
 		s.b.Label += "'"
 	}
-	if s.line < 2 || s.bytes < int64(s.line) || s.rounds < 1 || s.outputs < 1 || s.idle < 1 {
-		return nil, errors.New("-line, -bytes, -rounds, -outputs and -idle must be positive, -bytes at least one line")
+	if s.line < 2 || s.bytes < int64(s.line) || s.rounds < 1 || s.outputs < 1 || s.idle < 1 || s.pods < 1 {
+		return nil, errors.New("-line, -bytes, -rounds, -outputs, -idle and -pods must be positive, -bytes at least one line")
 	}
 	return s, nil
 }
@@ -128,6 +131,9 @@ func shorten(s *settings, given map[string]bool) {
 	}
 	if !given["execs"] {
 		s.execs = 10
+	}
+	if !given["pods"] {
+		s.pods = 3
 	}
 	if !given["outputs"] {
 		s.outputs = 2
@@ -188,6 +194,8 @@ func (b *bench) measure(ctx context.Context) error {
 			err = b.memory(ctx)
 		case "output":
 			err = b.output(ctx)
+		case "pods":
+			err = b.pods(ctx)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", part, err)

@@ -139,14 +139,29 @@ func (b *bench) weigh(idle map[string][]*box, when string) error {
 }
 
 func (b *bench) weighOne(r host.Runtime, pid int, part string) error {
+	w, err := weight(pid)
+	for _, f := range w {
+		b.report.add(r, part, f.name, f.value)
+	}
+	return err
+}
+
+// booked is one of the figures that the kernel keeps of a process.
+type booked struct {
+	name  string
+	value float64
+}
+
+func weight(pid int) ([]booked, error) {
 	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		return err
+		return nil, err
 	}
+	var all []booked
 	for _, m := range []struct{ name, text, key string }{
 		{"private dirty", string(rollup), "Private_Dirty:"},
 		{"PSS", string(rollup), "Pss:"},
@@ -155,9 +170,9 @@ func (b *bench) weighOne(r host.Runtime, pid int, part string) error {
 	} {
 		v, err := strconv.ParseFloat(field(m.text, m.key), 64)
 		if err != nil {
-			return fmt.Errorf("%s of process %d: %w", m.name, pid, err)
+			return nil, fmt.Errorf("%s of process %d: %w", m.name, pid, err)
 		}
-		b.report.add(r, part, m.name, v)
+		all = append(all, booked{m.name, v})
 	}
-	return nil
+	return all, nil
 }
