@@ -483,13 +483,13 @@ func podPortForward(t *testing.T, n *node) {
 	pod := n.pod(t)
 	startIn(t, n, pod, shell("server", "while :; do nc -l -p 8080 -e head -n 1; done"))
 	eventually(t, patience, func() string {
-		got, err := pod.Forward(n.ctx(t), 8080, []byte("hello\nrest\n"))
+		got, err := pod.Forward(n.ctx(t), cri.SPDY, 8080, []byte("hello\nrest\n"))
 		if err != nil || string(got) != "hello\n" {
 			return fmt.Sprintf("got %q, %v", got, err)
 		}
 		return ""
 	})
-	if _, err := pod.Forward(n.ctx(t), 8081, []byte("x")); err == nil || !strings.Contains(err.Error(), "8081") {
+	if _, err := pod.Forward(n.ctx(t), cri.SPDY, 8081, []byte("x")); err == nil || !strings.Contains(err.Error(), "8081") {
 		t.Errorf("forward to a closed port: %v, want an error that names it", err)
 	}
 }

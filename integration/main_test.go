@@ -26,7 +26,7 @@ import (
 const patience = 60 * time.Second
 
 func TestMain(m *testing.M) {
-	host.Enter()
+	host.EnterOffline()
 	code := m.Run()
 	if shared.d != nil {
 		if err := shared.d.Close(); err != nil {

@@ -8,20 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"strconv"
 	"sync"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/streaming/pkg/httpstream"
-	"k8s.io/streaming/pkg/httpstream/spdy"
-)
-
-// Protocol versions of the streaming server: with exit codes as a status on the
-// error stream, and for port forwarding the only one there is.
-const (
-	protocolCommand = "v4.channel.k8s.io"
-	protocolForward = "portforward.k8s.io"
 )
 
 // Size is a terminal's.
@@ -35,6 +25,7 @@ type Streams struct {
 	Stdout, Stderr io.Writer
 	Terminal       bool // stdout and stderr are one
 	Sizes          <-chan Size
+	Over           Transport
 }
 
 // ExitError is the end of a command that did not exit with 0.
@@ -69,39 +60,9 @@ func (c *Client) Attach(ctx context.Context, id string, s Streams) error {
 	return stream(ctx, answer.GetUrl(), s)
 }
 
-// dial upgrades a request for url to a connection of streams.
-func dial(ctx context.Context, url, protocol string) (httpstream.Connection, error) {
-	tripper, err := spdy.NewRoundTripper(nil)
-	if err != nil {
-		return nil, err
-	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, nil)
-	if err != nil {
-		return nil, err
-	}
-	request.Header.Set(httpstream.HeaderProtocolVersion, protocol)
-	response, err := tripper.RoundTrip(request)
-	if err != nil {
-		return nil, err
-	}
-	return tripper.NewConnection(response)
-}
-
-func open(conn httpstream.Connection, kind string, headers ...string) (httpstream.Stream, error) {
-	h := http.Header{"Streamtype": {kind}}
-	for i := 0; i < len(headers); i += 2 {
-		h.Set(headers[i], headers[i+1])
-	}
-	s, err := conn.CreateStream(h)
-	if err != nil {
-		return nil, fmt.Errorf("stream %s: %w", kind, err)
-	}
-	return s, nil
-}
-
 // stream connects s to a session of the streaming server.
 func stream(ctx context.Context, url string, s Streams) error {
-	conn, err := dial(ctx, url, protocolCommand)
+	conn, err := s.Over.command(ctx, url)
 	if err != nil {
 		return err
 	}
@@ -109,7 +70,7 @@ func stream(ctx context.Context, url string, s Streams) error {
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 
-	ends, err := open(conn, "error")
+	ends, err := conn.open("error")
 	if err != nil {
 		return err
 	}
@@ -134,11 +95,11 @@ func stream(ctx context.Context, url string, s Streams) error {
 	return outcome(text)
 }
 
-func (s *Streams) sendInput(conn httpstream.Connection) error {
+func (s *Streams) sendInput(conn session) error {
 	if s.Stdin == nil {
 		return nil
 	}
-	in, err := open(conn, "stdin")
+	in, err := conn.open("stdin")
 	if err != nil {
 		return err
 	}
@@ -151,7 +112,7 @@ func (s *Streams) sendInput(conn httpstream.Connection) error {
 }
 
 // receiveOutput returns a function that waits for the end of the output.
-func (s *Streams) receiveOutput(conn httpstream.Connection) (func(), error) {
+func (s *Streams) receiveOutput(conn session) (func(), error) {
 	var copies sync.WaitGroup
 	for _, out := range []struct {
 		kind string
@@ -160,7 +121,7 @@ func (s *Streams) receiveOutput(conn httpstream.Connection) (func(), error) {
 		if out.to == nil {
 			continue
 		}
-		from, err := open(conn, out.kind)
+		from, err := conn.open(out.kind)
 		if err != nil {
 			return nil, err
 		}
@@ -169,11 +130,11 @@ func (s *Streams) receiveOutput(conn httpstream.Connection) (func(), error) {
 	return copies.Wait, nil
 }
 
-func (s *Streams) sendSizes(conn httpstream.Connection) error {
+func (s *Streams) sendSizes(conn session) error {
 	if s.Sizes == nil {
 		return nil
 	}
-	to, err := open(conn, "resize")
+	to, err := conn.open("resize")
 	if err != nil {
 		return err
 	}
@@ -215,25 +176,24 @@ func outcome(text []byte) error {
 
 // Forward sends request to a TCP port of the pod and returns what comes back
 // until the connection ends.
-func (p *Pod) Forward(ctx context.Context, port int, request []byte) ([]byte, error) {
+func (p *Pod) Forward(ctx context.Context, over Transport, port int, request []byte) ([]byte, error) {
 	answer, err := p.client.PortForward(ctx, &runtime.PortForwardRequest{PodSandboxId: p.ID, Port: []int32{int32(port)}})
 	if err != nil {
 		return nil, err
 	}
-	conn, err := dial(ctx, answer.GetUrl(), protocolForward)
+	conn, err := over.forward(ctx, answer.GetUrl(), port)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	id := []string{"port", strconv.Itoa(port), "requestID", "0"}
-	failures, err := open(conn, "error", id...)
+	failures, err := conn.open("error")
 	if err != nil {
 		return nil, err
 	}
 	_ = failures.Close() // nothing is sent on it
-	data, err := open(conn, "data", id...)
+	data, err := conn.open("data")
 	if err != nil {
 		return nil, err
 	}

@@ -50,6 +50,10 @@ func (d *Daemon) Census() (Census, error) {
 		c["bundles"] = append(c["bundles"], entries(root+"/io.containerd.runtime.v2.task/*/*")...)
 	}
 	c["files"] = append(entries(d.Dir+"/tmp/*", d.Dir+"/fifo/*"), d.runFiles()...)
+	for _, pod := range d.pods() {
+		c["files"] = append(c["files"], entries(pod, pod+"/*", pod+"/members/*")...)
+		c["mounts"] = append(c["mounts"], mountsBelow(pod)...)
+	}
 	return c, d.records(c)
 }
 
@@ -170,8 +174,24 @@ func (d *Daemon) processes() []process {
 	return mine
 }
 
+// pods are the directories that pods without a pause container have outside of
+// the daemon's folder. One whose record does not say whose it is may be
+// anybody's and so is the daemon's too.
+func (d *Daemon) pods() []string {
+	dirs := entries("/run/berth/sandboxes/*/*")
+	return slices.DeleteFunc(dirs, func(dir string) bool {
+		record, err := os.ReadFile(dir + "/pod.json")
+		return err == nil && strings.Contains(string(record), "/"+filepath.Base(base)+"x") && // a daemon of this run
+			!strings.Contains(string(record), "/"+d.Namespace+"/") && !strings.Contains(string(record), "/"+d.Namespace+`"`)
+	})
+}
+
 // mounts returns the mount points below the daemon's folder.
-func (d *Daemon) mounts() []string {
+func (d *Daemon) mounts() []string { return mountsBelow(d.Dir) }
+
+// mountsBelow returns the mount points below a folder, in the order in which
+// they were mounted.
+func mountsBelow(dir string) []string {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return []string{err.Error()}
@@ -180,7 +200,7 @@ func (d *Daemon) mounts() []string {
 	var points []string
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		fields := strings.Fields(lines.Text())
-		if len(fields) > 4 && strings.HasPrefix(fields[4], d.Dir+"/") {
+		if len(fields) > 4 && strings.HasPrefix(fields[4], dir+"/") {
 			points = append(points, fields[4])
 		}
 	}

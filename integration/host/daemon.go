@@ -27,6 +27,7 @@ const startTimeout = 60 * time.Second
 // without its CRI plugin.
 type Options struct {
 	CRI    bool     // keep the CRI plugin
+	NRI    bool     // keep the NRI plugin; its socket is NRISocket
 	TOML   string   // appended to the configuration (version 3)
 	Env    []string // KEY=VALUE, for containerd and so for shims
 	Path   []string // folders in front of PATH
@@ -110,9 +111,12 @@ func Run(t testing.TB, o Options) *Daemon {
 }
 
 func (d *Daemon) config() string {
-	disabled := `"io.containerd.nri.v1.nri"`
+	var disabled []string
+	if !d.options.NRI {
+		disabled = append(disabled, `"io.containerd.nri.v1.nri"`)
+	}
 	if !d.options.CRI {
-		disabled += `, "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images"`
+		disabled = append(disabled, `"io.containerd.grpc.v1.cri"`, `"io.containerd.cri.v1.runtime"`, `"io.containerd.cri.v1.images"`)
 	}
 	level := "info"
 	if d.options.Debug {
@@ -135,9 +139,15 @@ disabled_plugins = [%[3]s]
 [plugins.'io.containerd.shim.v1.manager']
   socket_dir = %[7]q
 
+[plugins.'io.containerd.nri.v1.nri']
+  socket_path = %[9]q
+
 %[8]s
-`, d.Dir+"/root", d.State(), disabled, d.Socket, d.Socket+".ttrpc", level, d.Dir+"/s", d.options.TOML)
+`, d.Dir+"/root", d.State(), strings.Join(disabled, ", "), d.Socket, d.Socket+".ttrpc", level, d.Dir+"/s", d.options.TOML, d.NRISocket())
 }
+
+// NRISocket is where plugins of the NRI connect.
+func (d *Daemon) NRISocket() string { return d.Dir + "/nri.sock" }
 
 // State is containerd's state folder.
 func (d *Daemon) State() string { return d.Dir + "/state" }

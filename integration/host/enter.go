@@ -24,21 +24,47 @@ const envBase = "BERTH_IT_BASE"
 var base string
 
 // Enter moves the program into surroundings of its own. It starts the program
-// a second time, in a mount namespace where /run/containerd is empty and /etc a
-// private copy, and becomes the subreaper of all that the second one leaves
+// a second time, in a mount namespace where /run/containerd and /run/berth are
+// empty and /etc a private copy, and becomes the subreaper of all that the second one leaves
 // behind. In the second process Enter returns; in the first one it never does:
 // it waits, ends what is left, complains about it, and exits with the second
 // process's code. Call it first in main or TestMain. It needs root.
-func Enter() {
+func Enter() { enter(unix.CLONE_NEWNS) }
+
+// EnterOffline is Enter with a network of the program's own besides, in which
+// there is nothing but loopback: bridges, routes and rules of a test are neither
+// seen nor left on the host.
+func EnterOffline() {
+	enter(unix.CLONE_NEWNS | unix.CLONE_NEWNET)
+	must("network", raiseLoopback())
+}
+
+// enter runs the program in new namespaces of the kinds that are given by
+// CLONE_NEW flags.
+func enter(unshare uintptr) {
 	if base = os.Getenv(envBase); base != "" {
 		must("surroundings", furnish())
 		return
 	}
 	// PR_SET_PDEATHSIG goes by the thread that forked.
 	runtime.LockOSThread()
-	code, err := supervise()
+	code, err := supervise(unshare)
 	must("supervisor", err)
 	os.Exit(code)
+}
+
+func raiseLoopback() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	request, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	request.SetUint16(unix.IFF_UP)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, request)
 }
 
 func must(what string, err error) {
@@ -48,7 +74,7 @@ func must(what string, err error) {
 	}
 }
 
-func supervise() (int, error) {
+func supervise(unshare uintptr) (int, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return 1, err
 	}
@@ -68,7 +94,7 @@ func supervise() (int, error) {
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 		Sys: &syscall.SysProcAttr{
 			// The runtime makes every mount private first.
-			Unshareflags: unix.CLONE_NEWNS,
+			Unshareflags: unshare,
 			Pdeathsig:    unix.SIGKILL,
 		},
 	})
@@ -132,12 +158,13 @@ func endDescendants() []string {
 }
 
 func furnish() error {
-	const run = "/run/containerd"
-	if err := os.MkdirAll(run, 0o711); err != nil {
-		return err
-	}
-	if err := unix.Mount("tmpfs", run, "tmpfs", 0, "mode=0711"); err != nil {
-		return fmt.Errorf("mount %s: %w", run, err)
+	for _, run := range []string{"/run/containerd", "/run/berth"} {
+		if err := os.MkdirAll(run, 0o711); err != nil {
+			return err
+		}
+		if err := unix.Mount("tmpfs", run, "tmpfs", 0, "mode=0711"); err != nil {
+			return fmt.Errorf("mount %s: %w", run, err)
+		}
 	}
 	// For /etc/berth/shim.toml.
 	upper, work := filepath.Join(base, "etc"), filepath.Join(base, "etc.work")
