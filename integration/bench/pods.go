@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -43,11 +41,11 @@ var podTypes = []struct {
 // pods runs the part in a containerd of its own: the other parts' would poll
 // the pods' statistics beside their measurements.
 func (b *bench) pods(ctx context.Context) (err error) {
-	net, err := newNetwork()
+	net, err := host.NewNetwork()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, net.remove()) }()
+	defer func() { err = errors.Join(err, net.Remove()) }()
 	d, err := host.New(host.Options{CRI: true, Images: []string{}, TOML: podTOML(net)})
 	if err != nil {
 		return err
@@ -79,7 +77,7 @@ func (b *bench) pods(ctx context.Context) (err error) {
 	return p.weights(ctx)
 }
 
-func podTOML(n *network) string {
+func podTOML(n *host.Network) string {
 	return fmt.Sprintf(`
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = %[1]q
@@ -105,7 +103,7 @@ func podTOML(n *network) string {
   [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.dropin]
     runtime_type = "io.containerd.runc.v2"
     runtime_path = %[4]q
-`, host.Pause, host.Deps("cni"), n.dir, host.DropIn.Binary())
+`, host.Pause, host.Deps("cni"), n.Conf, host.DropIn.Binary())
 }
 
 // await waits until containerd knows the network and the image.
@@ -235,8 +233,9 @@ var podSizes = []struct {
 	containers int
 }{{"one", 1}, {"three", 3}}
 
-// weights measures what stands beside the containers of idle pods: fresh, and
-// after a while of statistics. Containerd itself asks each shim once a second.
+// weights measures what stands beside the containers of idle pods (shims, and
+// stock's pause): fresh, and after a while of statistics. Containerd itself asks
+// each shim once a second.
 func (p *podBench) weights(ctx context.Context) error {
 	s := p.settings
 	progress("pods: memory of %d of each size and runtime, %v of polls", s.pods, s.poll)
@@ -316,13 +315,13 @@ func (p *podBench) weighAll(ctx context.Context, idle []*idlePod, when string) e
 			return err
 		}
 		part := fmt.Sprintf("pod of %s, %s", pod.size, when)
-		sum := map[string]float64{}
-		monitors, err := pod.monitors(inits)
-		if err != nil {
-			return err
+		monitors := host.Monitors(append(pod.containers, pod.ID), inits)
+		if len(monitors) == 0 {
+			return fmt.Errorf("no shim of pod %s", pod.ID)
 		}
-		for _, pid := range monitors {
-			w, err := weight(pid)
+		sum := map[string]float64{}
+		for _, m := range monitors {
+			w, err := weight(m.Pid)
 			if err != nil {
 				return err
 			}
@@ -339,63 +338,15 @@ func (p *podBench) weighAll(ctx context.Context, idle []*idlePod, when string) e
 }
 
 // inits are the containers' first processes.
-func (p *podBench) inits(ctx context.Context, pod *idlePod) (map[int]bool, error) {
+func (p *podBench) inits(ctx context.Context, pod *idlePod) ([]int, error) {
 	ctx = namespaces.WithNamespace(ctx, criNamespace)
-	pids := map[int]bool{}
+	var pids []int
 	for _, id := range pod.containers {
 		answer, err := p.daemon.Client().TaskService().Get(ctx, &tasks.GetRequest{ContainerID: id})
 		if err != nil {
 			return nil, err
 		}
-		pids[int(answer.GetProcess().GetPid())] = true
+		pids = append(pids, int(answer.GetProcess().GetPid()))
 	}
 	return pids, nil
-}
-
-// monitors are the processes that a pod has beside its containers' own: shims,
-// which name the pod or a container in their arguments, and a shim's child that
-// is no container's (stock's pause, or the init of a shared process namespace).
-func (pod *idlePod) monitors(inits map[int]bool) ([]int, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, err
-	}
-	var monitors []int
-	parents := map[int]int{}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		status, err := os.ReadFile("/proc/" + e.Name() + "/status")
-		if err != nil {
-			continue // it has ended
-		}
-		parents[pid], _ = strconv.Atoi(field(string(status), "PPid:"))
-		line, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline")
-		program, args, _ := strings.Cut(string(line), "\x00")
-		if strings.HasPrefix(filepath.Base(program), "containerd-shim") && pod.named(args) {
-			monitors = append(monitors, pid)
-		}
-	}
-	if len(monitors) == 0 {
-		return nil, fmt.Errorf("no shim of pod %s", pod.ID)
-	}
-	for _, shim := range monitors {
-		for pid, parent := range parents {
-			if parent == shim && !inits[pid] {
-				monitors = append(monitors, pid)
-			}
-		}
-	}
-	return monitors, nil
-}
-
-func (pod *idlePod) named(args string) bool {
-	for _, id := range append(pod.containers, pod.ID) {
-		if strings.Contains(args, id) {
-			return true
-		}
-	}
-	return false
 }
