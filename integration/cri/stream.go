@@ -4,6 +4,7 @@ package cri
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -43,7 +44,7 @@ func (c *Client) Exec(ctx context.Context, id string, s Streams, command ...stri
 	if err != nil {
 		return err
 	}
-	return stream(ctx, answer.GetUrl(), s)
+	return Server{URL: answer.GetUrl()}.Stream(ctx, s)
 }
 
 // Attach connects s to a container's main process and returns when that has
@@ -57,12 +58,20 @@ func (c *Client) Attach(ctx context.Context, id string, s Streams) error {
 	if err != nil {
 		return err
 	}
-	return stream(ctx, answer.GetUrl(), s)
+	return Server{URL: answer.GetUrl()}.Stream(ctx, s)
 }
 
-// stream connects s to a session of the streaming server.
-func stream(ctx context.Context, url string, s Streams) error {
-	conn, err := s.Over.command(ctx, url)
+// Server is where one exec, attach or port forwarding is served: by the runtime,
+// or by a kubelet that hands on to it.
+type Server struct {
+	URL string
+	TLS *tls.Config // for https
+}
+
+// Stream connects s to a session of exec or attach and returns as Client.Exec and
+// Client.Attach do.
+func (at Server) Stream(ctx context.Context, s Streams) error {
+	conn, err := s.Over.command(ctx, at)
 	if err != nil {
 		return err
 	}
@@ -181,7 +190,13 @@ func (p *Pod) Forward(ctx context.Context, over Transport, port int, request []b
 	if err != nil {
 		return nil, err
 	}
-	conn, err := over.forward(ctx, answer.GetUrl(), port)
+	return Server{URL: answer.GetUrl()}.Forward(ctx, over, port, request)
+}
+
+// Forward sends request to a TCP port and returns what comes back until the
+// connection ends.
+func (at Server) Forward(ctx context.Context, over Transport, port int, request []byte) ([]byte, error) {
+	conn, err := over.forward(ctx, at, port)
 	if err != nil {
 		return nil, err
 	}

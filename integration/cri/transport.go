@@ -46,20 +46,21 @@ type session interface {
 }
 
 // command opens a session of exec or attach.
-func (t Transport) command(ctx context.Context, url string) (session, error) {
+func (t Transport) command(ctx context.Context, at Server) (session, error) {
 	if t == WebSocket {
-		return dialWebSocket(ctx, url, 0, "stdin", "stdout", "stderr", "error", "resize")
+		return dialWebSocket(ctx, at, 0, "stdin", "stdout", "stderr", "error", "resize")
 	}
-	return dialSPDY(ctx, url, protocolChannel, nil)
+	return dialSPDY(ctx, at, protocolChannel, nil)
 }
 
 // forward opens a session that forwards one port.
-func (t Transport) forward(ctx context.Context, url string, port int) (session, error) {
+func (t Transport) forward(ctx context.Context, at Server, port int) (session, error) {
 	if t == WebSocket {
 		// Each stream begins with the port it is for.
-		return dialWebSocket(ctx, fmt.Sprintf("%s?port=%d", url, port), binary.Size(uint16(port)), "data", "error")
+		at.URL += "?port=" + strconv.Itoa(port)
+		return dialWebSocket(ctx, at, binary.Size(uint16(port)), "data", "error")
 	}
-	return dialSPDY(ctx, url, protocolForward, http.Header{"Port": {strconv.Itoa(port)}, "Requestid": {"0"}})
+	return dialSPDY(ctx, at, protocolForward, http.Header{"Port": {strconv.Itoa(port)}, "Requestid": {"0"}})
 }
 
 // spdySession is a session over SPDY. Its header goes with each stream.
@@ -68,12 +69,12 @@ type spdySession struct {
 	header http.Header
 }
 
-func dialSPDY(ctx context.Context, url, protocol string, header http.Header) (session, error) {
-	tripper, err := spdy.NewRoundTripper(nil)
+func dialSPDY(ctx context.Context, at Server, protocol string, header http.Header) (session, error) {
+	tripper, err := spdy.NewRoundTripper(at.TLS)
 	if err != nil {
 		return nil, err
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, at.URL, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -114,16 +115,17 @@ type webSocketSession struct {
 
 // dialWebSocket opens a session whose streams are numbered in the order of kinds.
 // Each begins with skip bytes that are not handed on.
-func dialWebSocket(ctx context.Context, address string, skip int, kinds ...string) (session, error) {
-	at, err := url.Parse(address)
+func dialWebSocket(ctx context.Context, server Server, skip int, kinds ...string) (session, error) {
+	at, err := url.Parse(server.URL)
 	if err != nil {
 		return nil, err
 	}
 	at.Scheme = strings.Replace(at.Scheme, "http", "ws", 1)
-	config, err := websocket.NewConfig(at.String(), address)
+	config, err := websocket.NewConfig(at.String(), server.URL)
 	if err != nil {
 		return nil, err
 	}
+	config.TlsConfig = server.TLS
 	config.Protocol = []string{protocolChannel}
 	conn, err := config.DialContext(ctx)
 	if err != nil {
