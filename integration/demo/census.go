@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -19,6 +20,27 @@ import (
 // left to the tests: containerd's come and go with its clients.
 var counted = []string{
 	"processes", "mounts", "cgroups", "sockets", "bundles", "files", "netns", "snapshots", "leases", "containers",
+	"pods",
+}
+
+// census is the daemon's and, as "pods", what shims keep of pods.
+func (d *demo) census() (host.Census, error) {
+	c, err := d.daemon.Census()
+	if err != nil {
+		return nil, err
+	}
+	patterns := []string{d.daemon.State() + "/io.containerd.sandbox.controller.v1.shim/*/*"}
+	for _, id := range d.sandboxes {
+		patterns = append(patterns, "/run/berth/sandboxes/"+criNamespace+"/"+id)
+	}
+	for _, pattern := range patterns {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			return nil, err
+		}
+		c["pods"] = append(c["pods"], found...)
+	}
+	return c, nil
 }
 
 // leftBehind waits until everything is as it was before.
@@ -29,7 +51,7 @@ func (d *demo) leftBehind(ctx context.Context, before host.Census) error {
 	limit, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	_, err := poll(limit, func() (struct{}, error) {
-		after, err := d.daemon.Census()
+		after, err := d.census()
 		return struct{}{}, errors.Join(err, difference(before, after))
 	})
 	if err != nil {

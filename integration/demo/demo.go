@@ -32,9 +32,10 @@ const foreignTime = 5 * time.Second
 
 // demo is the show: a containerd, and the runtime that it runs containers with.
 type demo struct {
-	daemon  *host.Daemon
-	client  *client.Client
-	runtime string
+	daemon    *host.Daemon
+	client    *client.Client
+	runtime   string
+	sandboxes []string // ids of the pods that were made
 }
 
 func heading(format string, args ...any) { fmt.Printf("\n"+format+"\n", args...) }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Demo is what `make run` runs: images are pushed to a registry on loopback,
-// pulled by a containerd of its own, and run by berth's shim, while a person
-// reads along. It leaves nothing behind and says so.
+// pulled by a containerd of its own, and run by berth's shim, and so is a pod
+// without a pause container, while a person reads along. It leaves nothing behind
+// and says so.
 package main
 
 import (
@@ -44,7 +45,12 @@ func run(image, runtime string, idle int) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 
-	daemon, err := host.New(host.Options{Images: []string{"busybox.tar"}})
+	network, err := host.NewNetwork()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, network.Remove()) }()
+	daemon, err := host.New(host.Options{CRI: true, TOML: withPods(network)})
 	if err != nil {
 		return err
 	}
@@ -55,19 +61,14 @@ func run(image, runtime string, idle int) (err error) {
 	if err := d.introduce(ctx); err != nil {
 		return err
 	}
-	before, err := daemon.Census()
+	if err := errors.Join(d.load("busybox"), d.load("web")); err != nil {
+		return err
+	}
+	before, err := d.census()
 	if err != nil {
 		return err
 	}
-	if image != "" {
-		err = d.runForeign(ctx, image)
-	} else {
-		err = d.runOwn(ctx)
-	}
-	if err != nil {
-		return err
-	}
-	if err := d.compareMemory(ctx, idle); err != nil {
+	if err := d.everything(ctx, image, idle); err != nil {
 		return err
 	}
 	if err := d.leftBehind(ctx, before); err != nil {
@@ -75,4 +76,21 @@ func run(image, runtime string, idle int) (err error) {
 	}
 	fmt.Printf("\ndone in %.1f s\n", time.Since(began).Seconds())
 	return nil
+}
+
+// everything is the show itself: an image from elsewhere, or all that is made here.
+func (d *demo) everything(ctx context.Context, image string, idle int) error {
+	if image != "" {
+		if err := d.runForeign(ctx, image); err != nil {
+			return err
+		}
+		return d.compareMemory(ctx, idle)
+	}
+	if err := d.runOwn(ctx); err != nil {
+		return err
+	}
+	if err := d.compareMemory(ctx, idle); err != nil {
+		return err
+	}
+	return d.pods(ctx)
 }
