@@ -83,6 +83,10 @@ type Group struct {
 // is no such process.
 func Of(pid int) (*Group, error) { return find("", pid) }
 
+// At returns the cgroup at path, from the root of each hierarchy, whether it
+// exists yet or not. The bare name of a systemd slice stands for its path.
+func At(path string) (*Group, error) { return findPath("", expandSlice(path)) }
+
 // MetricsURL names the message that AppendStats writes.
 func (g *Group) MetricsURL() string {
 	if g.v2 {

@@ -30,10 +30,48 @@ func find(root string, pid int) (*Group, error) {
 	if err != nil {
 		return nil, err
 	}
+	g, err := locate(root, in, self)
+	if err == nil && len(g.places) == 0 {
+		err = fault.New(fault.NotFound, "cgroup of process "+strconv.Itoa(pid)+": no hierarchy is mounted")
+	}
+	return g, err
+}
+
+// findPath is At with another place for /proc and /sys.
+func findPath(root, path string) (*Group, error) {
+	self, err := memberships(root + "/proc/self/cgroup")
+	if err != nil {
+		return nil, err
+	}
+	in := make([]membership, len(self))
+	for i := range self {
+		in[i] = membership{self[i].controllers, path}
+	}
+	return locate(root, in, self)
+}
+
+// expandSlice returns the path of a systemd slice, whose name says which slices it
+// is in: a-b.slice is in a.slice (systemd.slice(5)). Other paths stay.
+func expandSlice(path string) string {
+	name, found := strings.CutSuffix(path, ".slice")
+	if !found || strings.Contains(name, "/") {
+		return path
+	}
+	full := ""
+	for i := 0; i <= len(name); i++ {
+		if i == len(name) || name[i] == '-' && i > 0 {
+			full += "/" + name[:i] + ".slice"
+		}
+	}
+	return full
+}
+
+// locate finds the directories of a cgroup that is at in, for a process at self.
+func locate(root string, in, self []membership) (*Group, error) {
 	g := &Group{root: root, pageSizes: hugePageSizes(root + "/sys/kernel/mm/hugepages")}
 	var all controllers
 	seen := make([]bool, len(in))
-	err = mountinfo.Each(root+mountinfo.Self, func(m *mountinfo.Mount) bool {
+	err := mountinfo.Each(root+mountinfo.Self, func(m *mountinfo.Mount) bool {
 		i := hierarchyOf(m, in)
 		if i < 0 || seen[i] {
 			return true
@@ -50,9 +88,6 @@ func find(root string, pid int) (*Group, error) {
 	})
 	if err != nil {
 		return nil, fault.Wrap(fault.Internal, "cgroup mounts", err)
-	}
-	if len(g.places) == 0 {
-		return nil, fault.New(fault.NotFound, "cgroup of process "+strconv.Itoa(pid)+": no hierarchy is mounted")
 	}
 	g.v2 = g.v2 || all == unified
 	g.kills, _ = g.oomKills()

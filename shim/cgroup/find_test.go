@@ -86,6 +86,42 @@ func TestFind(t *testing.T) {
 	}
 }
 
+func TestFindPath(t *testing.T) {
+	root := fakeHost(t, map[string]string{
+		"proc/self/cgroup": "3:memory:/x\n0::/x\n", "proc/self/mountinfo": `32 31 0:29 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+`,
+	})
+	g, err := findPath(root, "/pods/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []hierarchy{{dir: root + "/sys/fs/cgroup/memory/pods/a", has: memory}, {dir: root + "/sys/fs/cgroup/unified/pods/a", has: unified}}
+	if diff := cmp.Diff(want, g.places, cmp.AllowUnexported(hierarchy{})); diff != "" {
+		t.Errorf("places (-want +got):\n%s", diff)
+	}
+	if _, err := g.AppendStats(nil); err != ErrGone {
+		t.Errorf("statistics of a cgroup that is not there: %v", err)
+	}
+	g, err = findPath(root, "/")
+	if err != nil || g.Own() {
+		t.Errorf("the root is taken for a pod's own: %v", err)
+	}
+}
+
+func TestExpandSlice(t *testing.T) {
+	for path, want := range map[string]string{
+		"/kubepods/pod1":            "/kubepods/pod1",
+		"/kubepods.slice/a.slice":   "/kubepods.slice/a.slice",
+		"kubepods.slice":            "/kubepods.slice",
+		"kubepods-burst-pod1.slice": "/kubepods.slice/kubepods-burst.slice/kubepods-burst-pod1.slice",
+	} {
+		if got := expandSlice(path); got != want {
+			t.Errorf("%s: %s, want %s", path, got, want)
+		}
+	}
+}
+
 func TestFindNothing(t *testing.T) {
 	if _, err := Of(1 << 30); fault.CodeOf(err) != fault.NotFound {
 		t.Errorf("no such process: %v", err)
