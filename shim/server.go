@@ -22,8 +22,10 @@ import (
 	"github.com/berthd/berth/shim/plan"
 	"github.com/berthd/berth/shim/process"
 	"github.com/berthd/berth/shim/runc"
+	"github.com/berthd/berth/shim/sandbox"
 	"github.com/berthd/berth/shim/task"
 	"github.com/berthd/berth/shim/ttrpc"
+	"github.com/berthd/berth/shim/wire"
 )
 
 const (
@@ -46,6 +48,7 @@ type server struct {
 	children *process.Table
 	events   *event.Publisher
 	tasks    *task.Service
+	pod      *sandbox.Service // nil in the shim of a container
 	ttrpc    *ttrpc.Server
 	orphan   *loop.Timer
 	served   bool // a container has been deleted
@@ -123,8 +126,18 @@ func (s *server) build() error {
 	s.tasks = task.New(container.Host{
 		Loop: s.loop, Children: s.children, Runtime: r, Events: s.events, Plan: &s.plan, Logf: s.log.warn,
 	})
-	s.tasks.Shutdown = s.end
+	s.tasks.Shutdown = s.endIfEmpty
 	s.tasks.Deleted = s.deleted
+	if s.plan.Sandboxer {
+		s.pod, err = sandbox.New(sandbox.Host{
+			Loop: s.loop, Children: s.children, Plan: &s.plan, Warn: s.log.warn,
+			Make: func(request []byte) ([]byte, error) { return r.Transient(&s.plan, sandbox.VerbMake, request) },
+		})
+		if err != nil {
+			return err
+		}
+		s.pod.Shutdown = s.end
+	}
 	s.ttrpc = ttrpc.NewServer(s.loop, s.serve)
 	s.ttrpc.ConnsChanged = s.connsChanged
 	return nil
@@ -142,10 +155,15 @@ func (s *server) restore(state *handover.State) error {
 			return err
 		}
 	}
+	if state.Sandbox != nil && s.pod != nil {
+		if err := s.pod.Restore(state.Sandbox); err != nil {
+			return err
+		}
+	}
 	if state.Server == nil {
 		return nil
 	}
-	if state.Container == nil {
+	if state.Container == nil && state.Sandbox == nil {
 		// Not created yet, or deleted: what the previous program waited for does not
 		// come along.
 		s.loop.After(orphanLimit, s.endIfEmpty)
@@ -161,6 +179,8 @@ func (s *server) serve(c *ttrpc.Call) {
 	switch {
 	case task.Serves(c.Service):
 		s.tasks.Serve(c)
+	case s.pod != nil && string(c.Service) == wire.SandboxService:
+		s.pod.Serve(c)
 	case string(c.Service) == ControlService:
 		s.control(c)
 	default:
@@ -169,7 +189,7 @@ func (s *server) serve(c *ttrpc.Call) {
 }
 
 // connsChanged notes whether containerd is there, and ends a shim that nobody
-// ever asked for a container.
+// ever asked for a container or a sandbox.
 func (s *server) connsChanged(n int) {
 	s.tasks.SetConnected(n > 0)
 	if s.served {
@@ -185,12 +205,17 @@ func (s *server) connsChanged(n int) {
 // deleted gives containerd a while to tell the shim to end.
 func (s *server) deleted() {
 	s.served = true
+	if p := &s.plan; p.SandboxID != "" {
+		if err := sandbox.Leave(sandbox.State, p.Namespace, p.SandboxID, p.ID); err != nil {
+			s.log.warn(err.Error())
+		}
+	}
 	s.orphan.Stop()
 	s.orphan = s.loop.After(deletedLimit, s.endIfEmpty)
 }
 
 func (s *server) endIfEmpty() {
-	if s.tasks.Empty() {
+	if s.tasks.Empty() && (s.pod == nil || s.pod.Empty()) {
 		s.end()
 	}
 }

@@ -102,7 +102,7 @@ func (s *server) replace(binary string, failed func(error)) {
 		switch tries++; {
 		case s.ending || tries > busyTries:
 			failed(fault.New(fault.Unavailable, "the shim is ending, or its container waits to be restored"))
-		case s.tasks.Busy():
+		case s.tasks.Busy(), s.pod != nil && s.pod.Busy():
 			s.loop.After(busyPause, func() { s.loop.Quiesce(try) })
 		default:
 			state, keep := s.state()
@@ -125,6 +125,9 @@ func (s *server) state() (b []byte, keep []int) {
 	}
 	if c := s.tasks.Container(); c != nil {
 		state.Container = c.Snapshot(nil, add)
+	}
+	if s.pod != nil {
+		state.Sandbox = s.pod.Snapshot(nil)
 	}
 	return state.Append(nil), keep
 }

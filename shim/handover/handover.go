@@ -43,6 +43,7 @@ type State struct {
 	Server    []byte
 	Events    []byte
 	Container []byte // nil: there is none
+	Sandbox   []byte // nil: there is none
 }
 
 // Append appends the encoded state to b.
@@ -57,8 +58,8 @@ func (s *State) Append(b []byte) []byte {
 }
 
 // parts lists the parts in the order of their numbers.
-func (s *State) parts() [4]*[]byte {
-	return [...]*[]byte{&s.Plan, &s.Server, &s.Events, &s.Container}
+func (s *State) parts() [5]*[]byte {
+	return [...]*[]byte{&s.Plan, &s.Server, &s.Events, &s.Container, &s.Sandbox}
 }
 
 // Decode replaces s by the state in b, which it aliases. A version that this

@@ -48,6 +48,12 @@ type Options struct {
 	// Native allows doing without the runtime what needs no runtime.
 	Native bool `toml:"native"`
 
+	// UnprivilegedPorts and UnprivilegedICMP let the processes of a pod without a
+	// pause container use ports below 1024 and ping without a capability, as
+	// containerd's CRI does by default (enable_unprivileged_ports, _icmp there).
+	UnprivilegedPorts bool `toml:"unprivileged_ports"`
+	UnprivilegedICMP  bool `toml:"unprivileged_icmp"`
+
 	// ShimCgroup is a cgroup for the shim process, which must exist.
 	ShimCgroup string `toml:"shim_cgroup"`
 	// MonitorCgroup is the same by CRI-O's name.
@@ -96,6 +102,9 @@ func Default() *Options {
 		CreateTimeout: Duration{plan.DefaultCreateTimeout},
 		Native:        true,
 		Output:        "spool",
+
+		UnprivilegedPorts: true,
+		UnprivilegedICMP:  true,
 	}
 }
 
@@ -200,6 +209,7 @@ func (o *Options) Apply(p *plan.Plan) {
 	p.CriuImagePath, p.CriuWorkPath = o.CriuImagePath, o.CriuWorkPath
 	p.CreateTimeout = int64(max(o.CreateTimeout.Duration, minCreateTimeout))
 	p.MonitorEnv = o.MonitorEnv
+	p.NoUnprivilegedPorts, p.NoUnprivilegedICMP = !o.UnprivilegedPorts, !o.UnprivilegedICMP
 	p.ShimCgroup = o.ShimCgroup
 	p.MonitorCgroup = o.MonitorCgroup
 	p.HeapBoundBytes = int64(o.HeapBound)

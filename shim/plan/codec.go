@@ -51,6 +51,10 @@ func (p *Plan) fields(c codec) {
 	c.text(45, &p.ContainerType)
 	c.flag(46, &p.HasOOMScoreAdj)
 	number(c, 47, &p.OOMScoreAdj)
+	c.text(48, &p.UsernsPath)
+	c.flag(49, &p.Sandboxer)
+	c.flag(33, &p.NoUnprivilegedPorts)
+	c.flag(34, &p.NoUnprivilegedICMP)
 
 	c.text(50, &p.ShimCgroup)
 	c.text(51, &p.MonitorCgroup)

@@ -83,8 +83,15 @@ type Plan struct {
 	MemoryLimit    int64 // bytes; 0 none
 	SandboxID      string
 	ContainerType  string // "sandbox", "container" or "" outside CRI
+	UsernsPath     string // the pod's user namespace, when it has its own
 	HasOOMScoreAdj bool
 	OOMScoreAdj    int32
+
+	// The shim of a pod without a pause container serves the Sandbox API. It has no
+	// container: what is above about one is not used.
+	Sandboxer           bool
+	NoUnprivilegedPorts bool // the pod's processes need a capability for ports below 1024
+	NoUnprivilegedICMP  bool // and for ping
 
 	// The resident itself.
 	ShimCgroup     string

@@ -31,14 +31,14 @@ const (
 // What they do not name stays. A limit that cannot be is InvalidArgument or
 // FailedPrecondition, and the runtime is not asked.
 func Update(r *Runtime, p *plan.Plan, resources []byte) error {
-	_, err := r.transient(p, VerbUpdate, resources)
+	_, err := r.Transient(p, VerbUpdate, resources)
 	return err
 }
 
 // Options returns p with the options in a instead of those that the shim was
 // started with.
 func Options(r *Runtime, p *plan.Plan, a *wire.Any) (*plan.Plan, error) {
-	out, err := r.transient(p, VerbOptions, a.Append(nil))
+	out, err := r.Transient(p, VerbOptions, a.Append(nil))
 	if err != nil {
 		return nil, err
 	}
@@ -49,9 +49,10 @@ func Options(r *Runtime, p *plan.Plan, a *wire.Any) (*plan.Plan, error) {
 	return changed, nil
 }
 
-// transient executes the shim's program for verb with in on its stdin. Its exit
-// status is the class of the error, its stderr the text.
-func (r *Runtime) transient(p *plan.Plan, verb string, in []byte) ([]byte, error) {
+// Transient executes the shim's program for verb with in on its stdin, and
+// returns its stdout. Its exit status is the class of the error, its stderr the
+// text.
+func (r *Runtime) Transient(p *plan.Plan, verb string, in []byte) ([]byte, error) {
 	var fds [3]int
 	for i, name := range [...]string{"in", "out", "err"} {
 		fd, err := memfd(verb + "-" + name)

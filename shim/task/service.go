@@ -216,6 +216,8 @@ func (s *Service) accept(r *wire.CreateTaskRequest) error {
 	switch {
 	case r.ID != p.ID:
 		return fault.New(fault.InvalidArgument, "create container "+r.ID+": this shim is for "+p.ID)
+	case p.Sandboxer:
+		return fault.New(fault.FailedPrecondition, "create container "+r.ID+": this shim serves a sandbox")
 	case s.container != nil || s.creating:
 		return fault.New(fault.AlreadyExists, "container "+r.ID+" already exists")
 	case r.Bundle != p.Bundle:
