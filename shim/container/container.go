@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berthd/berth/shim/cgroup"
 	"github.com/berthd/berth/shim/fault"
 	"github.com/berthd/berth/shim/loop"
@@ -229,7 +231,7 @@ func (c *Container) create(r *CreateRequest, u *undo, l *launch) error {
 		return fault.Wrap(fault.Unknown, "root filesystem", err)
 	}
 	if len(r.Rootfs) > 0 {
-		if err := rootfs.Mount(r.Rootfs, c.rootfs(), -1); err != nil {
+		if err := mountRootfs(r.Rootfs, c.rootfs(), p.UsernsPath); err != nil {
 			return fault.In("mount root filesystem", err)
 		}
 		c.mounted = true
@@ -254,6 +256,20 @@ func (c *Container) create(r *CreateRequest, u *undo, l *launch) error {
 			NoPivot: p.NoPivot, NoNewKeyring: p.NoNewKeyring, Timeout: c.limit(r.Limit),
 		})
 	})
+}
+
+// mountRootfs mounts ms at target. Ids are mapped as the user namespace at userns
+// does it, when that is given.
+func mountRootfs(ms []wire.Mount, target, userns string) error {
+	if userns == "" {
+		return rootfs.Mount(ms, target, -1)
+	}
+	fd, err := unix.Open(userns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fault.Wrap(fault.FailedPrecondition, "user namespace "+userns, err)
+	}
+	defer unix.Close(fd)
+	return rootfs.Mount(ms, target, fd)
 }
 
 // created makes the result of the job the container's.
