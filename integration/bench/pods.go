@@ -41,12 +41,11 @@ var podTypes = []struct {
 // pods runs the part in a containerd of its own: the other parts' would poll
 // the pods' statistics beside their measurements.
 func (b *bench) pods(ctx context.Context) (err error) {
-	net, err := host.NewNetwork()
+	conf, err := host.Network()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, net.Remove()) }()
-	d, err := host.New(host.Options{CRI: true, Images: []string{}, TOML: podTOML(net)})
+	d, err := host.New(host.Options{CRI: true, Images: []string{}, TOML: podTOML(conf)})
 	if err != nil {
 		return err
 	}
@@ -77,7 +76,7 @@ func (b *bench) pods(ctx context.Context) (err error) {
 	return p.weights(ctx)
 }
 
-func podTOML(n *host.Network) string {
+func podTOML(conf string) string {
 	return fmt.Sprintf(`
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = %[1]q
@@ -103,7 +102,7 @@ func podTOML(n *host.Network) string {
   [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.dropin]
     runtime_type = "io.containerd.runc.v2"
     runtime_path = %[4]q
-`, host.Pause, host.Deps("cni"), n.Conf, host.DropIn.Binary())
+`, host.Pause, host.Deps("cni"), conf, host.DropIn.Binary())
 }
 
 // await waits until containerd knows the network and the image.

@@ -23,24 +23,14 @@ var counted = []string{
 	"pods",
 }
 
-// census is the daemon's and, as "pods", what shims keep of pods.
+// census is the daemon's and, as "pods", the folders of pods' shims.
 func (d *demo) census() (host.Census, error) {
 	c, err := d.daemon.Census()
 	if err != nil {
 		return nil, err
 	}
-	patterns := []string{d.daemon.State() + "/io.containerd.sandbox.controller.v1.shim/*/*"}
-	for _, id := range d.sandboxes {
-		patterns = append(patterns, "/run/berth/sandboxes/"+criNamespace+"/"+id)
-	}
-	for _, pattern := range patterns {
-		found, err := filepath.Glob(pattern)
-		if err != nil {
-			return nil, err
-		}
-		c["pods"] = append(c["pods"], found...)
-	}
-	return c, nil
+	c["pods"], err = filepath.Glob(d.daemon.State() + "/io.containerd.sandbox.controller.v1.shim/*/*")
+	return c, err
 }
 
 // leftBehind waits until everything is as it was before.

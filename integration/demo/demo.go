@@ -32,10 +32,9 @@ const foreignTime = 5 * time.Second
 
 // demo is the show: a containerd, and the runtime that it runs containers with.
 type demo struct {
-	daemon    *host.Daemon
-	client    *client.Client
-	runtime   string
-	sandboxes []string // ids of the pods that were made
+	daemon  *host.Daemon
+	client  *client.Client
+	runtime string
 }
 
 func heading(format string, args ...any) { fmt.Printf("\n"+format+"\n", args...) }

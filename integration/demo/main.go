@@ -31,7 +31,11 @@ func main() {
 		fmt.Fprintln(os.Stderr, "demo: containers need root; try: sudo make run")
 		os.Exit(1)
 	}
-	host.Enter()
+	if *image == "" {
+		host.EnterOffline()
+	} else {
+		host.Enter()
+	}
 	if err := run(*image, *runtime, *idle); err != nil {
 		fmt.Fprintln(os.Stderr, "\ndemo:", err)
 		os.Exit(1)
@@ -45,11 +49,10 @@ func run(image, runtime string, idle int) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 
-	network, err := host.NewNetwork()
+	network, err := host.Network()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, network.Remove()) }()
 	daemon, err := host.New(host.Options{CRI: true, TOML: withPods(network)})
 	if err != nil {
 		return err

@@ -50,8 +50,8 @@ const handlers = `
     disable_pause_image_pull = true
 `
 
-func withPods(n *host.Network) string {
-	return fmt.Sprintf(handlers, host.Pause, host.Deps("cni"), n.Conf)
+func withPods(conf string) string {
+	return fmt.Sprintf(handlers, host.Pause, host.Deps("cni"), conf)
 }
 
 // settleTime is how long pods idle before they are weighed: shims start
@@ -142,7 +142,6 @@ func (p *podDemo) start(ctx context.Context, handler, name string) (_ *pod, err 
 	if err != nil {
 		return nil, err
 	}
-	p.sandboxes = append(p.sandboxes, sandbox.ID)
 	made := &pod{Pod: sandbox, began: began}
 	defer func() {
 		if err != nil {
