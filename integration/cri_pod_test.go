@@ -21,27 +21,49 @@ import (
 	"github.com/berthd/berth/integration/host"
 )
 
-// TestPods runs pods through containerd's CRI plugin with its default sandboxer.
+// TestPods runs pods through containerd's CRI plugin: what the validation suite
+// of Kubernetes does with a runtime, and more.
 func TestPods(t *testing.T) {
 	nodes(t, func(t *testing.T, n *node) {
 		n.sub(t, "life", podLife)
-		n.sub(t, "exit codes", podExitCodes)
-		n.sub(t, "crash loop", podCrashLoop)
-		n.sub(t, "exec sync", podExecSync)
-		n.sub(t, "exec stream", podExecStream)
-		n.sub(t, "attach", podAttach)
-		n.sub(t, "stop", podStop)
-		n.sub(t, "logs", podLogs)
-		n.sub(t, "log reopen", podLogReopen)
-		n.sub(t, "stats", podStats)
-		n.sub(t, "update", podUpdate)
-		n.sub(t, "out of memory", podOOM)
-		n.sub(t, "two containers", podTwoContainers)
-		n.sub(t, "shared processes", podSharedProcesses)
-		n.sub(t, "host network", podHostNetwork)
-		n.sub(t, "user namespace", podUserNamespace)
-		n.sub(t, "port forward", podPortForward)
-		n.sub(t, "bad program", podBadProgram)
+		n.together(
+			t,
+			podCase{"exec sync", podExecSync},
+			podCase{"port forward", podPortForward},
+			podCase{"stop", podStop},
+			podCase{"namespaces", podNamespaces},
+			podCase{"crash loop", podCrashLoop},
+			podCase{"sysctls", podSysctls},
+			podCase{"exit codes", podExitCodes},
+			podCase{"exec stream", podExecStream},
+			podCase{"attach", podAttach},
+			podCase{"logs", podLogs},
+			podCase{"log reopen", podLogReopen},
+			podCase{"stats", podStats},
+			podCase{"update", podUpdate},
+			podCase{"out of memory", podOOM},
+			podCase{"two containers", podTwoContainers},
+			podCase{"bad program", podBadProgram},
+			podCase{"process", podProcess},
+			podCase{"shared processes", podSharedProcesses},
+			podCase{"reaping", podReaping},
+			podCase{"shared memory", podIPC},
+			podCase{"target", podTarget},
+			podCase{"user namespace", podUserNamespaces},
+			podCase{"capabilities", podCapabilities},
+			podCase{"privileges", podPrivileges},
+			podCase{"users", podUsers},
+			podCase{"read-only root", podReadOnlyRoot},
+			podCase{"paths", podPaths},
+			podCase{"seccomp", podSeccomp},
+			podCase{"AppArmor", podAppArmor},
+			podCase{"volumes", podVolumes},
+			podCase{"propagation", podPropagation},
+			podCase{"read-only volumes", podReadOnlyVolumes},
+			podCase{"image volumes", podImageVolumes},
+			podCase{"files", podFiles},
+			podCase{"both families", podDualStack},
+		)
 	})
 }
 
@@ -431,67 +453,6 @@ func podSharedProcesses(t *testing.T, n *node) {
 		}
 		return ""
 	})
-}
-
-func podHostNetwork(t *testing.T, n *node) {
-	pod := n.pod(t, func(c *runtime.PodSandboxConfig) {
-		c.Hostname = ""
-		c.Linux.SecurityContext.NamespaceOptions.Network = runtime.NamespaceMode_NODE
-	})
-	config := idle("main")
-	config.Linux.SecurityContext.NamespaceOptions.Network = runtime.NamespaceMode_NODE
-	id := startIn(t, n, pod, config)
-	own, err := os.Readlink("/proc/self/ns/net")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := n.check(t, id, "readlink", "/proc/1/ns/net"); got != own {
-		t.Errorf("network namespace %s, want the host's, %s", got, own)
-	}
-	if err := n.Client.Stop(n.ctx(t), id, 5*time.Second); err != nil {
-		t.Error(err)
-	}
-}
-
-func podUserNamespace(t *testing.T, n *node) {
-	mapping := &runtime.UserNamespace{
-		Mode: runtime.NamespaceMode_POD,
-		Uids: []*runtime.IDMapping{{HostId: 300000, Length: 65536}},
-		Gids: []*runtime.IDMapping{{HostId: 300000, Length: 65536}},
-	}
-	pod := n.pod(t, func(c *runtime.PodSandboxConfig) {
-		c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = mapping
-	})
-	config := shell("main", "echo written; trap 'exit 0' TERM; sleep 100000 & wait")
-	config.Linux.SecurityContext.NamespaceOptions.UsernsOptions = mapping
-	id := startIn(t, n, pod, config)
-	if got := strings.Fields(n.check(t, id, "cat", "/proc/self/uid_map")); len(got) != 3 || got[1] != "300000" {
-		t.Errorf("mapping %q, want host id 300000", got)
-	}
-	if got := n.check(t, id, "sh", "-c", "touch /new; stat -c %u /new /bin/busybox"); got != "0\n0" {
-		t.Errorf("owners of files %q, want root", got)
-	}
-	if got := n.check(t, id, "sh", "-c", "echo x > /proc/self/fd/1"); got != "x" {
-		t.Errorf("output through its own /proc entry: %q", got)
-	}
-	if out, _ := awaitLog(t, logOf(pod, config), "written"); out != "written\n" {
-		t.Errorf("log %q", out)
-	}
-}
-
-func podPortForward(t *testing.T, n *node) {
-	pod := n.pod(t)
-	startIn(t, n, pod, shell("server", "while :; do nc -l -p 8080 -e head -n 1; done"))
-	eventually(t, patience, func() string {
-		got, err := pod.Forward(n.ctx(t), cri.SPDY, 8080, []byte("hello\nrest\n"))
-		if err != nil || string(got) != "hello\n" {
-			return fmt.Sprintf("got %q, %v", got, err)
-		}
-		return ""
-	})
-	if _, err := pod.Forward(n.ctx(t), cri.SPDY, 8081, []byte("x")); err == nil || !strings.Contains(err.Error(), "8081") {
-		t.Errorf("forward to a closed port: %v, want an error that names it", err)
-	}
 }
 
 // 12: a program that does not exist.

@@ -172,7 +172,7 @@ func TestOutputWithoutReader(t *testing.T) {
 			if n.rt.Name != host.Native.Name {
 				t.Skip("the drop-in form's options have no bound")
 			}
-			w := n.writer(t, "bounded", chunks, 0)
+			w := n.writer(t, handlerBounded, chunks, 0)
 			if err := n.Kill(); err != nil {
 				t.Fatal(err)
 			}

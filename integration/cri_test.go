@@ -7,78 +7,118 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/integration/cri"
 	"github.com/berthd/berth/integration/host"
 )
 
-// node is what a test of pods runs in: a containerd with its CRI plugin, in
-// which every pod's sandbox is a pause container, a task like any other.
+// node is what a test of pods runs in: a containerd with its CRI plugin.
 type node struct {
 	*env
 	*cri.Client
-	handler string
+	handler string // the runtime handler under test
 	bridge  string // the pods' network
-	conf    string // folder of the network's configuration and state
+	conf    string // folder of the networks' configurations and state
 }
+
+// Other runtime handlers of a node. They differ from the one under test in one
+// thing each.
+const (
+	handlerPorts   = "ports"   // a network with IPv6 and port mappings
+	handlerBroken  = "broken"  // a network that cannot be made
+	handlerBounded = "bounded" // a spool of 4 MiB; not the drop-in form
+)
 
 // criNamespace is where the CRI plugin keeps its containers.
 const criNamespace = "k8s.io"
 
-var networks atomic.Int32
+// pauseless is berth's shim as the sandbox too: pods without a pause container.
+// In every other form a pod's sandbox is a pause container, a task like any other.
+var pauseless = host.Runtime{Label: "pauseless", Name: host.Native.Name, Berth: true}
+
+// podRuntimes are the runtimes to test with pods.
+func podRuntimes() []host.Runtime {
+	all := host.Runtimes()
+	if slices.Contains(all, host.Native) {
+		all = append(all, pauseless)
+	}
+	return all
+}
 
 // nodes runs f for each runtime under test, each on a node of its own.
 func nodes(t *testing.T, f func(t *testing.T, n *node)) {
 	t.Helper()
-	for _, rt := range host.Runtimes() {
+	for _, rt := range podRuntimes() {
 		t.Run(rt.Label, func(t *testing.T) {
 			t.Parallel()
-			f(t, newNode(t, rt))
+			f(t, newNode(t, rt, host.Options{}))
 		})
 	}
 }
 
-func newNode(t *testing.T, rt host.Runtime) *node {
+var networks atomic.Int32
+
+// newNode starts a node that ends with the test.
+func newNode(t *testing.T, rt host.Runtime, o host.Options) *node {
 	t.Helper()
 	if _, err := os.Stat(rt.Binary()); err != nil {
 		t.Fatalf("%v (run `make build`)", err)
 	}
-	n := &node{handler: rt.Label, conf: t.TempDir()}
-	number := os.Getpid()*4 + int(networks.Add(1))
-	n.bridge = fmt.Sprintf("bit%d", number)
-	// 198.18.0.0/15 is set aside for tests of networks (RFC 2544).
-	network := fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "test", "plugins": [{
-		"type": "bridge", "bridge": %q, "ipam": {"type": "host-local", "dataDir": %q,
-		"ranges": [[{"subnet": "198.18.%d.0/24"}]]}}]}`, n.bridge, n.conf+"/ipam", number%256)
-	write(t, n.conf+"/net/10-test.conflist", network)
-	n.env = &env{rt: rt, Daemon: host.Run(t, host.Options{CRI: true, Images: []string{}, TOML: n.config()})}
-	for _, image := range []string{"busybox", "pause"} {
-		out, err := n.Ctr("-n", criNamespace, "images", "import", host.Deps("images/"+image+".tar")).CombinedOutput()
-		if err != nil {
-			t.Fatalf("import %s: %v: %s", image, err, out)
-		}
+	number := networks.Add(1)
+	n := &node{handler: rt.Label, conf: t.TempDir(), bridge: fmt.Sprintf("bit%d", number)}
+	// 198.18.0.0/15 and 2001:2::/48 are set aside for tests of networks (RFC 2544, RFC 5180).
+	v4, v6 := fmt.Sprintf("198.18.%d.0/24", number), fmt.Sprintf("2001:2:0:%x::/64", number)
+	n.network(t, "net", fmt.Sprintf(`{"type": "bridge", "bridge": %q, "ipam": {"type": "host-local",
+		"dataDir": %q, "ranges": [[{"subnet": %q}]]}}`, n.bridge, n.conf+"/ipam", v4))
+	n.network(t, handlerPorts, fmt.Sprintf(`{"type": "bridge", "bridge": "%[1]sp", "isGateway": true,
+		"ipam": {"type": "host-local", "dataDir": %[2]q, "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+			"ranges": [[{"subnet": "198.19.%[3]d.0/24"}], [{"subnet": %[4]q}]]}},
+		{"type": "portmap", "capabilities": {"portMappings": true}}`, n.bridge, n.conf+"/ipam6", number, v6))
+	n.network(t, handlerBroken, `{"type": "bridge", "bridge": "no/such", "ipam": {"type": "host-local"}}`)
+	o.CRI, o.Images, o.TOML = true, []string{}, n.config(rt)
+	n.env = &env{rt: rt, Daemon: host.Run(t, o)}
+	n.load(t, host.Deps("images/busybox.tar"))
+	if !n.pauseless() {
+		n.load(t, host.Deps("images/pause.tar"))
 	}
 	t.Cleanup(func() {
 		if n.Client != nil {
 			_ = n.Client.Close()
-		}
-		if err := removeBridge(n.bridge); err != nil {
-			t.Errorf("remove bridge %s: %v", n.bridge, err)
 		}
 	})
 	n.connect(t)
 	return n
 }
 
-func (n *node) config() string {
-	return fmt.Sprintf(`
+// pauseless tells whether the pods have no pause container.
+func (n *node) pauseless() bool { return n.rt.Label == pauseless.Label }
+
+// network writes a network's configuration.
+func (n *node) network(t *testing.T, name, plugins string) {
+	t.Helper()
+	write(t, n.conf+"/"+name+"/10-test.conflist",
+		fmt.Sprintf(`{"cniVersion": "1.0.0", "name": %q, "plugins": [%s]}`, name, plugins))
+}
+
+// load puts the images of an archive where the CRI finds them.
+func (n *node) load(t *testing.T, archive string) {
+	t.Helper()
+	if out, err := n.Ctr("-n", criNamespace, "images", "import", archive).CombinedOutput(); err != nil {
+		t.Fatalf("import %s: %v: %s", archive, err, out)
+	}
+}
+
+func (n *node) config(rt host.Runtime) string {
+	text := fmt.Sprintf(`
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = %[1]q
 
@@ -95,21 +135,32 @@ func (n *node) config() string {
     bin_dirs = [%[2]q]
     conf_dir = %[3]q
   [plugins.'io.containerd.cri.v1.runtime'.containerd]
-    default_runtime_name = "stock"
-  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.stock]
-    runtime_type = "io.containerd.runc.v2"
-  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.berth]
-    runtime_type = "io.containerd.berth.v1"
-  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.bounded]
-    runtime_type = "io.containerd.berth.v1"
-    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.bounded.options]
-      spool_max = "4MiB"
-  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.dropin]
-    runtime_type = "io.containerd.runc.v2"
-    runtime_path = %[4]q
-    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.dropin.options]
-      BinaryName = "runc"
-`, host.Pause, host.Deps("cni"), n.conf+"/net", host.DropIn.Binary())
+    default_runtime_name = %[4]q
+`, host.Pause, host.Deps("cni"), n.conf+"/net", rt.Label)
+	text += handlerConfig(rt, rt.Label, "")
+	for _, name := range []string{handlerPorts, handlerBroken} {
+		text += handlerConfig(rt, name, fmt.Sprintf("cni_conf_dir = %q", n.conf+"/"+name))
+	}
+	if rt.Name == host.Native.Name {
+		text += handlerConfig(rt, handlerBounded, "") + "    [" + handlerTable(handlerBounded) + ".options]\n      spool_max = \"4MiB\"\n"
+	}
+	return text
+}
+
+func handlerTable(name string) string {
+	return "plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes." + name
+}
+
+// handlerConfig is the configuration of a runtime handler, with a line more.
+func handlerConfig(rt host.Runtime, name, line string) string {
+	text := fmt.Sprintf("  [%s]\n    runtime_type = %q\n    %s\n", handlerTable(name), rt.Name, line)
+	switch rt {
+	case pauseless:
+		text += "    sandboxer = \"shim\"\n    disable_pause_image_pull = true\n"
+	case host.DropIn:
+		text += fmt.Sprintf("    runtime_path = %q\n    [%s.options]\n      BinaryName = \"runc\"\n", rt.Path, handlerTable(name))
+	}
+	return text
 }
 
 // connect makes a new client and waits until the node is ready for pods. The
@@ -140,6 +191,31 @@ func (n *node) sub(t *testing.T, name string, f func(t *testing.T, n *node)) {
 	t.Run(name, func(t *testing.T) {
 		within(t, n.env, func(t *testing.T, _ *env) { f(t, n) })
 	})
+}
+
+// podCase is a named case of the table of pods.
+type podCase struct {
+	name string
+	f    func(t *testing.T, n *node)
+}
+
+// together runs cases at the same time, because they wait more than they
+// compute, with a count of everything before and after all of them: run a case
+// alone to know whose a difference is.
+func (n *node) together(t *testing.T, cases ...podCase) {
+	const most = 4 // at a time
+	before := n.Count(t)
+	var running sync.WaitGroup
+	slots := make(chan struct{}, most)
+	for _, c := range cases {
+		slots <- struct{}{} // in the order given: the longest first
+		running.Go(func() {
+			t.Run(c.name, func(t *testing.T) { c.f(t, n) })
+			<-slots
+		})
+	}
+	running.Wait()
+	n.Settle(t, before)
 }
 
 // podOption changes a pod's configuration before it is made.
@@ -222,6 +298,67 @@ func shell(name, script string) *runtime.ContainerConfig { return container(name
 // idle is a container that does nothing but end at once on SIGTERM.
 func idle(name string) *runtime.ContainerConfig {
 	return shell(name, "trap 'exit 0' TERM; sleep 100000 & wait")
+}
+
+// containerOption changes a container's configuration before it is made.
+type containerOption func(*runtime.ContainerConfig)
+
+// security is a containerOption for what a container may do.
+func security(change func(*runtime.LinuxContainerSecurityContext)) containerOption {
+	return func(c *runtime.ContainerConfig) { change(c.Linux.SecurityContext) }
+}
+
+var numbered atomic.Int32
+
+// in is a container in a pod that runs a script. It shares with the pod the
+// namespaces that the pod shares.
+func in(pod *cri.Pod, script string, options ...containerOption) *runtime.ContainerConfig {
+	c := shell(fmt.Sprintf("c%d", numbered.Add(1)), script)
+	if ns := pod.Config.GetLinux().GetSecurityContext().GetNamespaceOptions(); ns != nil {
+		c.Linux.SecurityContext.NamespaceOptions = proto.CloneOf(ns)
+	}
+	for _, o := range options {
+		o(c)
+	}
+	return c
+}
+
+// output runs a script in a container of the pod and returns what it wrote to
+// stdout. The container is left in the pod.
+func (n *node) output(t *testing.T, pod *cri.Pod, script string, options ...containerOption) string {
+	t.Helper()
+	config := in(pod, script, options...)
+	s := n.awaitState(t, startIn(t, n, pod, config), runtime.ContainerState_CONTAINER_EXITED)
+	pieces, err := cri.ReadLog(logOf(pod, config))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.GetExitCode() != 0 {
+		t.Errorf("%q exits with %d: %s", script, s.GetExitCode(), cri.Text(pieces, "stderr"))
+	}
+	return strings.TrimSpace(cri.Text(pieces, "stdout"))
+}
+
+// refused fails unless a container cannot be created, or cannot be started, with
+// an error that says why.
+func (n *node) refused(t *testing.T, pod *cri.Pod, config *runtime.ContainerConfig, why string) {
+	t.Helper()
+	if id, err := pod.Start(n.ctx(t), config); err == nil || !strings.Contains(err.Error(), why) {
+		t.Errorf("container %s: %v, want an error with %q", id, err, why)
+	}
+}
+
+// podRefused fails unless a pod cannot be run, with an error that says why.
+func (n *node) podRefused(t *testing.T, handler, why string, options ...podOption) {
+	t.Helper()
+	pod, err := n.Client.Run(n.ctx(t), handler, n.podConfig(t, options...))
+	if err == nil {
+		t.Errorf("pod %s runs, want an error with %q", pod.ID, why)
+		_ = pod.Stop(n.ctx(t))
+		_ = pod.Remove(n.ctx(t))
+	} else if !strings.Contains(err.Error(), why) {
+		t.Errorf("pod: %v, want an error with %q", err, why)
+	}
 }
 
 // startIn starts a container and returns its id.
@@ -310,26 +447,4 @@ func elapsed(t *testing.T, since time.Time, low, high time.Duration) {
 	if d := time.Since(since); d < low || d > high {
 		t.Errorf("took %v, want between %v and %v", d, low, high)
 	}
-}
-
-// removeBridge deletes a network bridge, if it exists: down first, as the
-// kernel wants it.
-func removeBridge(name string) error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	request, err := unix.NewIfreq(name)
-	if err != nil {
-		return err
-	}
-	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, request); err == unix.ENODEV {
-		return nil
-	}
-	request.SetUint16(request.Uint16() &^ unix.IFF_UP)
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, request); err != nil {
-		return err
-	}
-	return unix.IoctlIfreq(fd, unix.SIOCBRDELBR, request)
 }
