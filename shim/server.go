@@ -205,10 +205,9 @@ func (s *server) connsChanged(n int) {
 // deleted gives containerd a while to tell the shim to end.
 func (s *server) deleted() {
 	s.served = true
-	if p := &s.plan; p.SandboxID != "" {
-		if err := sandbox.Leave(sandbox.State, p.Namespace, p.SandboxID, p.ID); err != nil {
-			s.log.warn(err.Error())
-		}
+	p := &s.plan
+	if err := sandbox.Leave(sandbox.State, p.Namespace, p.SandboxID, p.ID); err != nil {
+		s.log.warn(err.Error())
 	}
 	s.orphan.Stop()
 	s.orphan = s.loop.After(deletedLimit, s.endIfEmpty)

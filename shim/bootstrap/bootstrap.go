@@ -2,7 +2,7 @@
 
 // Package bootstrap is the transient half of the shim's program: the commands
 // that containerd executes (start, delete, -info, -v) and those with which the
-// resident half has work done that needs a parser (update, options).
+// resident half has work done that needs a parser (update, options, make-pod).
 //
 // It decides what the resident is told (shim/plan) and how it comes to life. It
 // serves nothing. As one program holds both halves, its package variables are
@@ -18,6 +18,7 @@ import (
 	"github.com/berthd/berth/shim/fault"
 	"github.com/berthd/berth/shim/options"
 	"github.com/berthd/berth/shim/runc"
+	"github.com/berthd/berth/shim/sandbox"
 )
 
 // Name is the runtime that the shim implements, as containerd names it.
@@ -95,6 +96,8 @@ type Host struct {
 	SocketDir string
 	// Binary is the path of this program.
 	Binary string
+	// PodState is the directory below which pods have theirs.
+	PodState string
 }
 
 // defaultSocketDir is the one of containerd's own shim.
@@ -108,7 +111,7 @@ func System(version string) (*Host, error) {
 	}
 	return &Host{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-		Version: version, Settings: options.HostFile, SocketDir: defaultSocketDir, Binary: binary,
+		Version: version, Settings: options.HostFile, SocketDir: defaultSocketDir, Binary: binary, PodState: sandbox.State,
 	}, nil
 }
 
@@ -133,6 +136,8 @@ func (h *Host) Run(inv *Invocation) error {
 		return h.update(inv)
 	case runc.VerbOptions:
 		return h.options(inv)
+	case sandbox.VerbMake:
+		return h.makePod(inv)
 	}
 	return fault.New(fault.InvalidArgument, fmt.Sprintf("unknown command %q", inv.Verb))
 }

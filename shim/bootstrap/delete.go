@@ -37,6 +37,10 @@ func (h *Host) delete(inv *Invocation) error {
 	stopServer(p)
 	exit := readExit(p)
 	err := errors.Join(h.deleteContainer(p, &exit), unmount(p))
+	h.leavePod(p)
+	if forSandbox(inv.Bundle) {
+		err = errors.Join(err, h.deletePod(inv))
+	}
 	h.deleteFiles(inv, p)
 	if err != nil {
 		return fault.Wrap(fault.Unknown, "delete "+inv.ID, err)

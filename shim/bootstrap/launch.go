@@ -58,7 +58,7 @@ func launch(inv *Invocation, p *plan.Plan) (err error) {
 	if err := os.WriteFile(filepath.Join(p.Bundle, plan.ServerFile), []byte(id.String()), 0o600); err != nil {
 		return fault.Wrap(fault.Unknown, "bundle", err)
 	}
-	return join(p, pid)
+	return joinCgroups(p, pid)
 }
 
 // writePlan leaves the plan in the bundle and returns the open file, at its
@@ -138,8 +138,8 @@ func raiseOOMScore() error {
 	return os.WriteFile("/proc/self/oom_score_adj", strconv.AppendInt(nil, int64(score), 10), 0)
 }
 
-// join puts the resident into the cgroups that the options ask for.
-func join(p *plan.Plan, pid int) error {
+// joinCgroups puts the resident into the cgroups that the options ask for.
+func joinCgroups(p *plan.Plan, pid int) error {
 	for _, cgroup := range []string{p.ShimCgroup, p.MonitorCgroup} {
 		if cgroup == "" {
 			continue

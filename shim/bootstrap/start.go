@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/shim/fault"
+	"github.com/berthd/berth/shim/join"
 	"github.com/berthd/berth/shim/options"
 	"github.com/berthd/berth/shim/plan"
 	"github.com/berthd/berth/shim/wire"
@@ -85,23 +86,25 @@ func (h *Host) start(inv *Invocation) error {
 		return err
 	}
 	if !alive(socket) {
-		p, err := h.plan(inv, r, socket)
-		if err != nil {
-			return err
+		p := h.plan(inv, r, socket)
+		if forSandbox(inv.Bundle) {
+			err = h.planSandbox(p, &r.options)
+		} else {
+			err = h.planContainer(inv, p, &r.options)
 		}
-		if err := launch(inv, p); err != nil {
+		if err == nil {
+			err = launch(inv, p)
+		}
+		if err != nil {
+			h.leavePod(p)
 			return err
 		}
 	}
 	return h.answer(r.answer("unix://" + socket))
 }
 
-// plan finds out everything that the resident has to know.
-func (h *Host) plan(inv *Invocation, r *request, socket string) (*plan.Plan, error) {
-	s, err := readSpec(inv.Bundle)
-	if err != nil {
-		return nil, err
-	}
+// plan returns what every resident has to know.
+func (h *Host) plan(inv *Invocation, r *request, socket string) *plan.Plan {
 	p := &plan.Plan{
 		Namespace: inv.Namespace, ID: inv.ID, Bundle: inv.Bundle, Socket: socket, Binary: h.Binary,
 		Address: path(r.ContainerdGrpcAddress), TTRPCAddress: path(r.ContainerdTtrpcAddress),
@@ -109,10 +112,26 @@ func (h *Host) plan(inv *Invocation, r *request, socket string) (*plan.Plan, err
 		Debug: inv.Debug || r.LogLevel <= wire.LogLevelDebug,
 	}
 	// containerd makes it a link to the directory that outlives a reboot.
-	if p.Work, err = os.Readlink(filepath.Join(inv.Bundle, "work")); err != nil {
-		p.Work = ""
+	p.Work, _ = os.Readlink(filepath.Join(inv.Bundle, "work"))
+	return p
+}
+
+// planContainer makes p one for the container of the bundle, which joins its pod
+// first.
+func (h *Host) planContainer(inv *Invocation, p *plan.Plan, a *wire.Any) error {
+	j := join.Joiner{State: h.PodState, Namespace: p.Namespace, ID: p.ID, Bundle: p.Bundle, Note: inv.note}
+	pod, err := j.Join()
+	if err != nil {
+		return err
 	}
-	return p, h.settle(p, s, &r.options)
+	if pod != nil {
+		p.SandboxID, p.UsernsPath = pod.SandboxID, pod.UsernsPath
+	}
+	s, err := readSpec(p.Bundle)
+	if err != nil {
+		return err
+	}
+	return h.settle(p, s, a)
 }
 
 // settle puts options and specification into p.

@@ -252,22 +252,6 @@ func enter(dir, id, bundle string) (bool, error) {
 	return true, nil
 }
 
-// Leave takes a container out of the list of its pod's members. One that is not
-// in it, or no pod, is no error. An id that is no plain name is InvalidArgument.
-func Leave(state, namespace, sandboxID, containerID string) error {
-	if sandboxID == "" {
-		return nil
-	}
-	dir, err := sandbox.Dir(state, namespace, sandboxID)
-	if err != nil {
-		return err
-	}
-	if !plain(containerID) {
-		return fault.New(fault.InvalidArgument, "container "+containerID+": not a plain name")
-	}
-	return leave(dir, containerID)
-}
-
 func leave(dir, id string) error {
 	err := unix.Unlink(filepath.Join(dir, sandbox.MembersDir, id))
 	if err != nil && err != unix.ENOENT {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/berthd/berth/shim/fault"
 	"github.com/berthd/berth/shim/pod"
+	"github.com/berthd/berth/shim/sandbox"
 )
 
 // sample is a file of testdata: what containerd 2.4.2 gives a member of a pod
@@ -423,7 +424,7 @@ func TestMembers(t *testing.T) {
 		t.Errorf("members (-want +got):\n%s", diff)
 	}
 	for range 2 {
-		if err := Leave(w.State, testNamespace, testPod, testContainer); err != nil {
+		if err := sandbox.Leave(w.State, testNamespace, testPod, testContainer); err != nil {
 			t.Error(err)
 		}
 	}
@@ -441,7 +442,7 @@ func TestMembers(t *testing.T) {
 		{testPod, "..", fault.InvalidArgument},
 		{testPod, "", fault.InvalidArgument},
 	} {
-		if err := Leave(w.State, testNamespace, c.pod, c.container); fault.CodeOf(err) != c.code {
+		if err := sandbox.Leave(w.State, testNamespace, c.pod, c.container); fault.CodeOf(err) != c.code {
 			t.Errorf("Leave of %q, %q: %v, want class %d", c.pod, c.container, err, c.code)
 		}
 	}

@@ -5,6 +5,7 @@ package sandbox
 import (
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -42,12 +43,15 @@ const (
 // Dir returns the directory of a pod below state. An id that is not a plain name
 // is InvalidArgument.
 func Dir(state, namespace, id string) (string, error) {
-	for _, name := range [...]string{namespace, id} {
-		if name == "" || name == "." || name == ".." || filepath.Base(name) != name || len(name) > unix.NAME_MAX {
-			return "", fault.New(fault.InvalidArgument, "pod "+id+" in namespace "+namespace+": not plain names")
-		}
+	if !plain(namespace) || !plain(id) {
+		return "", fault.New(fault.InvalidArgument, "pod "+id+" in namespace "+namespace+": not plain names")
 	}
 	return filepath.Join(state, "sandboxes", namespace, id), nil
+}
+
+// plain tells whether name is one element of a path, and no other.
+func plain(name string) bool {
+	return name != "" && name != "." && name != ".." && !strings.ContainsAny(name, "/\x00") && len(name) <= unix.NAME_MAX
 }
 
 // Remove unmounts what is mounted in a pod's directory and removes it. A missing

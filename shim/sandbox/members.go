@@ -18,13 +18,20 @@ import (
 	"github.com/berthd/berth/shim/process"
 )
 
-// Leave forgets a member of a pod, one that never joined as well.
+// Leave takes a container out of the list of its pod's members. One that is not
+// in it, or no pod, is no error. An id that is no plain name is InvalidArgument.
 func Leave(state, namespace, pod, container string) error {
+	if pod == "" {
+		return nil
+	}
 	dir, err := Dir(state, namespace, pod)
 	if err != nil {
 		return err
 	}
-	err = unix.Unlink(filepath.Join(dir, MembersDir, filepath.Base(container)))
+	if !plain(container) {
+		return fault.New(fault.InvalidArgument, "container "+container+": not a plain name")
+	}
+	err = unix.Unlink(filepath.Join(dir, MembersDir, container))
 	if err == nil || err == unix.ENOENT {
 		return nil
 	}
