@@ -39,7 +39,14 @@ func TestPods(t *testing.T) {
 			podCase{"attach", podAttach},
 			podCase{"logs", podLogs},
 			podCase{"log reopen", podLogReopen},
+			podCase{"images", podImages},
+			podCase{"runtime", podRuntime},
+			podCase{"lists", podLists},
+			podCase{"attempts", podAttempts},
+			podCase{"refusals", podRefusals},
+			podCase{"events", podEvents},
 			podCase{"stats", podStats},
+			podCase{"resources", podResources},
 			podCase{"update", podUpdate},
 			podCase{"out of memory", podOOM},
 			podCase{"two containers", podTwoContainers},
@@ -313,45 +320,6 @@ func podStop(t *testing.T, n *node) {
 	if err := n.Remove(n.ctx(t), id); err != nil {
 		t.Errorf("remove a created container: %v", err)
 	}
-}
-
-func podStats(t *testing.T, n *node) {
-	pod := n.pod(t)
-	busy := startIn(t, n, pod, shell("busy", "head -c 20000000 /dev/zero | md5sum; tail -f /dev/null"))
-	quiet := startIn(t, n, pod, idle("quiet"))
-	eventually(t, patience, func() string {
-		answer, err := n.ContainerStats(n.ctx(t), &runtime.ContainerStatsRequest{ContainerId: busy})
-		if err != nil {
-			t.Fatal(err)
-		}
-		s := answer.GetStats()
-		if s.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || s.GetMemory().GetWorkingSetBytes().GetValue() == 0 {
-			return fmt.Sprintf("stats %v", s)
-		}
-		return ""
-	})
-	list, err := n.ListContainerStats(n.ctx(t), &runtime.ListContainerStatsRequest{Filter: &runtime.ContainerStatsFilter{PodSandboxId: pod.ID}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	found := map[string]bool{}
-	for _, s := range list.GetStats() {
-		found[s.GetAttributes().GetId()] = s.GetMemory().GetWorkingSetBytes().GetValue() > 0
-	}
-	if !found[busy] || !found[quiet] || len(found) != 2 {
-		t.Errorf("list has %v", found)
-	}
-	eventually(t, patience, func() string {
-		answer, err := n.PodSandboxStats(n.ctx(t), &runtime.PodSandboxStatsRequest{PodSandboxId: pod.ID})
-		if err != nil {
-			return err.Error()
-		}
-		s := answer.GetStats().GetLinux()
-		if s.GetMemory().GetWorkingSetBytes().GetValue() == 0 || s.GetProcess().GetProcessCount().GetValue() == 0 {
-			return fmt.Sprintf("pod's stats %v", s)
-		}
-		return ""
-	})
 }
 
 func podUpdate(t *testing.T, n *node) {
