@@ -96,9 +96,9 @@ func documentedNode(t *testing.T, files []string, pause bool) *node {
 	if err := d.Start(); err != nil {
 		t.Fatal(err)
 	}
-	images := []string{"busybox"}
+	images := []string{"busybox"} // CRI learns of them in this order, and connect waits for it
 	if pause {
-		images = append(images, "pause")
+		images = []string{"pause", "busybox"}
 	}
 	for _, image := range images {
 		out, err := d.Ctr("-n", criNamespace, "images", "import", host.Deps("images/"+image+".tar")).CombinedOutput()

@@ -105,23 +105,24 @@ func podTOML(conf string) string {
 `, host.Pause, host.Deps("cni"), conf, host.DropIn.Binary())
 }
 
-// await waits until containerd knows the network and the image.
+// await waits until containerd knows the network and the images.
 func (p *podBench) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for ; ; time.Sleep(10 * time.Millisecond) {
-		err := p.Ready(ctx)
-		if err == nil {
-			answer, failed := p.Images.ImageStatus(ctx, &runtime.ImageStatusRequest{Image: &runtime.ImageSpec{Image: host.Busybox}})
-			if answer.GetImage() != nil {
-				return nil
-			}
-			err = fmt.Errorf("image %s: not there, %v", host.Busybox, failed)
-		}
-		if ctx.Err() != nil {
+		err := errors.Join(p.Ready(ctx), p.known(ctx, host.Busybox), p.known(ctx, host.Pause))
+		if err == nil || ctx.Err() != nil {
 			return err
 		}
 	}
+}
+
+func (p *podBench) known(ctx context.Context, image string) error {
+	answer, err := p.Images.ImageStatus(ctx, &runtime.ImageStatusRequest{Image: &runtime.ImageSpec{Image: image}})
+	if err == nil && answer.GetImage() == nil {
+		err = fmt.Errorf("CRI does not know %s", image)
+	}
+	return err
 }
 
 // lives times each step in the life of a pod of one container.

@@ -84,7 +84,7 @@ func (d *demo) pods(ctx context.Context) (err error) {
 	}
 	defer c.Close()
 	p := &podDemo{demo: d, Client: c}
-	if err := p.prepare(ctx); err != nil {
+	if err := p.await(ctx, host.Busybox, host.Web); err != nil {
 		return err
 	}
 	heading("Pod demo-pod: two containers and no pause, through CRI as a kubelet does it")
@@ -100,12 +100,16 @@ func (d *demo) pods(ctx context.Context) (err error) {
 	return p.compare(ctx, ours)
 }
 
-// prepare has CRI know the containers' images, and waits for its network.
-func (p *podDemo) prepare(ctx context.Context) error {
+// await waits until CRI has its network and knows images.
+func (p *podDemo) await(ctx context.Context, images ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	_, err := poll(ctx, func() (struct{}, error) {
-		return struct{}{}, errors.Join(p.Ready(ctx), p.known(ctx, host.Busybox), p.known(ctx, host.Web))
+		err := p.Ready(ctx)
+		for _, image := range images {
+			err = errors.Join(err, p.known(ctx, image))
+		}
+		return struct{}{}, err
 	})
 	return err
 }
@@ -308,6 +312,9 @@ func (p *podDemo) compare(ctx context.Context, ours *pod) (err error) {
 		_, failed := p.Images.RemoveImage(context.WithoutCancel(ctx), &runtime.RemoveImageRequest{Image: &runtime.ImageSpec{Image: host.Pause}})
 		err = errors.Join(err, failed)
 	}()
+	if err := p.await(ctx, host.Pause); err != nil {
+		return err
+	}
 	stock, err := p.start(ctx, "stock", "demo-paused")
 	if err != nil {
 		return err
