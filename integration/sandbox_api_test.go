@@ -207,6 +207,7 @@ func TestSandboxLife(t *testing.T) {
 		if _, err := p.ShutdownSandbox(e.ctx(t), &sandboxapi.ShutdownSandboxRequest{SandboxID: p.id}); err != nil {
 			t.Errorf("shutdown: %v", err)
 		}
+		_ = p.shim.conn.Close() // as containerd does
 		p.awaitEnd(t)
 	})
 }

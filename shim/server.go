@@ -51,7 +51,7 @@ type server struct {
 	pod      *sandbox.Service // nil in the shim of a container
 	ttrpc    *ttrpc.Server
 	orphan   *loop.Timer
-	served   bool // a container has been deleted
+	served   bool // the container has been deleted, or the pod shut down
 	ending   bool
 	refresh  refresh
 	resumed  bool // serving again what the previous program had not answered
@@ -136,7 +136,7 @@ func (s *server) build() error {
 		if err != nil {
 			return err
 		}
-		s.pod.Shutdown = s.end
+		s.pod.Shutdown = s.podGone
 	}
 	s.ttrpc = ttrpc.NewServer(s.loop, s.serve)
 	s.ttrpc.ConnsChanged = s.connsChanged
@@ -192,8 +192,11 @@ func (s *server) serve(c *ttrpc.Call) {
 // ever asked for a container or a sandbox.
 func (s *server) connsChanged(n int) {
 	s.tasks.SetConnected(n > 0)
-	if s.served {
-		return // the shim is to end, whoever connects
+	if s.served { // the shim is to end, whoever connects
+		if n == 0 && s.pod != nil {
+			s.end()
+		}
+		return
 	}
 	s.orphan.Stop()
 	s.orphan = nil
@@ -211,6 +214,15 @@ func (s *server) deleted() {
 	}
 	s.orphan.Stop()
 	s.orphan = s.loop.After(deletedLimit, s.endIfEmpty)
+}
+
+// podGone ends the shim when containerd has the answer and closes its connection,
+// as it does then. Its client may take an answer and a connection that closes
+// behind it for a connection that closes.
+func (s *server) podGone() {
+	s.served = true
+	s.orphan.Stop()
+	s.orphan = s.loop.After(deletedLimit, s.end)
 }
 
 func (s *server) endIfEmpty() {
