@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,13 +36,58 @@ import (
 // The main thread stays as it is: /proc/self shows its namespaces.
 func init() { runtime.LockOSThread() }
 
+// makerState in the environment turns this program into the verb make-pod.
+const makerState = "POD_TEST_STATE"
+
 func TestMain(m *testing.M) {
+	if state := os.Getenv(makerState); state != "" {
+		os.Exit(verb(state))
+	}
 	// What a pod's init becomes a child of, in place of the resident shim.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	os.Exit(m.Run())
+}
+
+func verb(state string) int {
+	in, err := io.ReadAll(os.Stdin)
+	if err == nil {
+		m := Maker{State: state, Namespace: ns, ID: testID, Bundle: "/bundle"}
+		in, err = m.Make(in)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return int(fault.CodeOf(err))
+	}
+	_, _ = os.Stdout.Write(in)
+	return 0
+}
+
+// TestVerb has another process make the pod, as the resident does.
+func TestVerb(t *testing.T) {
+	w := newWorld(t)
+	run := exec.Command("/proc/self/exe")
+	run.Env = append(os.Environ(), makerState+"="+w.maker.State)
+	run.Stdin = bytes.NewReader(request(t, newNetns(t), podConfig(modes(modeP, modeP, modeP))))
+	if out, err := run.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	r, err := Read(w.dir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		reap(t, r.Init.Pid)
+		if err := sandbox.Remove(w.dir()); err != nil {
+			t.Error(err)
+		}
+	})
+	if r.Owner.Pid != os.Getpid() {
+		t.Errorf("owner is %d, want %d", r.Owner.Pid, os.Getpid())
+	}
+	checkInit(t, r.Init.Pid, r)
 }
 
 const (
