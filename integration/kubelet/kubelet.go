@@ -42,8 +42,9 @@ const startTimeout = 2 * time.Minute
 // Kubelet is a kubelet of one's own. It can be killed and started again; pods
 // live on meanwhile. Not safe for concurrent use.
 type Kubelet struct {
-	// CollectImages has a kubelet that is started afterwards remove, at its start,
-	// every image that no container uses and that is not pinned.
+	// CollectImages has a kubelet that is started afterwards remove, within some
+	// seconds, every image that no container uses and that is not pinned: it finds
+	// the disk too full. Collection by age or threshold happens every five minutes.
 	CollectImages bool
 
 	d       *host.Daemon
@@ -148,7 +149,7 @@ func (k *Kubelet) connect() error {
 		k.client = &http.Client{
 			// A connection of its own for each request: the kubelet may be restarted.
 			Transport: &http.Transport{TLSClientConfig: k.tls, DisableKeepAlives: true},
-			Timeout:   time.Minute,
+			Timeout:   10 * time.Minute, // of followed logs
 		}
 	}
 	_, err := k.Get("/healthz")
@@ -182,9 +183,26 @@ func (k *Kubelet) end(sig unix.Signal) error {
 	}
 }
 
-// Close ends the kubelet. It does not end its pods: remove them before.
+// Close ends the kubelet and removes the cgroups that it keeps pods' in. It does
+// not end its pods: remove them before. It may be repeated.
 func (k *Kubelet) Close() error {
-	return errors.Join(k.end(unix.SIGTERM), places.leave())
+	if k.closed {
+		return nil
+	}
+	k.closed = true
+	errs := []error{k.end(unix.SIGTERM)}
+	for _, name := range []string{"kubepods/besteffort", "kubepods/burstable", "kubepods"} {
+		dirs, _ := filepath.Glob("/sys/fs/cgroup/*/" + k.d.Namespace + "/" + name)
+		if host.Unified() {
+			dirs = []string{"/sys/fs/cgroup/" + k.d.Namespace + "/" + name}
+		}
+		for _, dir := range dirs {
+			if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(append(errs, places.leave())...)
 }
 
 // Log returns the last lines of the kubelet's log.
@@ -269,9 +287,9 @@ func (k *Kubelet) Rotations(pod *Pod, container string) int {
 }
 
 func (k *Kubelet) config() string {
-	high := 100 // never
+	free := "0%"
 	if k.CollectImages {
-		high = 1
+		free = "99.9%"
 	}
 	return fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -299,9 +317,8 @@ oomScoreAdj: 0
 failSwapOn: false
 makeIPTablesUtilChains: false
 resolvConf: ""
-evictionHard: { memory.available: 1Mi, nodefs.available: 0%%, nodefs.inodesFree: 0%%, imagefs.available: 0%% }
-imageGCHighThresholdPercent: %[5]d
-imageGCLowThresholdPercent: 0
+evictionHard: { memory.available: 1Mi, nodefs.available: 0%%, nodefs.inodesFree: 0%%, imagefs.available: %[5]s }
+imageGCHighThresholdPercent: 100
 imageMinimumGCAge: 1ms
 
 # Quick enough to be watched.
@@ -309,7 +326,7 @@ containerLogMaxSize: 32Ki
 containerLogMaxFiles: 5
 containerLogMonitorInterval: 3s
 crashLoopBackOff: { maxContainerRestartPeriod: 2s }
-`, k.dir, k.d.Socket, k.port, k.d.Namespace, high)
+`, k.dir, k.d.Socket, k.port, k.d.Namespace, free)
 }
 
 func freePort() (int, error) {

@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package integration
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berthd/berth/integration/cri"
+	"github.com/berthd/berth/integration/host"
+	"github.com/berthd/berth/integration/kubelet"
+)
+
+// kubeNode is a node with a real kubelet, on which the handler under test is the
+// default one. Its pods are the manifests in kubelet/pods.
+type kubeNode struct {
+	d      *host.Daemon
+	k      *kubelet.Kubelet
+	cri    *cri.Client // for what the kubelet does not tell
+	shared string      // a folder that pods mount; $SHARED in manifests
+	before host.Census // without the kubelet
+
+	berth     bool
+	pauseless bool // the shim is the sandboxer
+}
+
+// kubePods are applied at once when a node starts: most of what is tested takes
+// time rather than work.
+var kubePods = []string{
+	"talk", "stats", "probes", "crash", "oom", "web", "sidecar", "graceful", "stubborn", "userns",
+	"hostspaces", "shared", "secure", "volumes", "guaranteed", "attach", "steady", "leaving",
+}
+
+// TestKubelet runs static pods under a real kubelet. Cases come in an order that
+// has the slow ones ready when their turn comes; the last ones disturb all pods.
+func TestKubelet(t *testing.T) {
+	for _, node := range kubeForms() {
+		t.Run(node.name, func(t *testing.T) {
+			n := node.start(t)
+			for _, name := range kubePods {
+				n.apply(t, name)
+			}
+			follow := n.follow(t, "talk", "talk")
+
+			n.run(t, "init containers", kubeInit)
+			n.run(t, "probes", kubeProbes)
+			n.run(t, "sidecars", kubeSidecars)
+			n.run(t, "graceful end", kubeGraceful)
+			n.run(t, "forced end", kubeStubborn)
+			n.run(t, "user namespace", kubeUserNamespace)
+			n.run(t, "host namespaces", kubeHostNamespaces)
+			n.run(t, "shared processes", kubeSharedProcesses)
+			n.run(t, "security", kubeSecurity)
+			n.run(t, "volumes", kubeVolumes)
+			n.run(t, "exec", kubeExec)
+			n.run(t, "attach", kubeAttach)
+			n.run(t, "port forward", kubeForward)
+			n.run(t, "resources", kubeResources)
+			n.run(t, "crash loop", kubeCrashLoop)
+			n.run(t, "out of memory", kubeOOM)
+			n.run(t, "log rotation", func(t *testing.T, n *kubeNode) { kubeRotation(t, n, follow) })
+			n.run(t, "stats", kubeStats)
+			n.run(t, "kubelet restart", kubeRestart)
+			n.run(t, "containerd restart", kubeContainerdRestart)
+			n.run(t, "shims killed", kubeShimsKilled)
+			n.run(t, "image collection", kubeImages)
+
+			for _, name := range kubePods {
+				_ = n.k.Remove(name) // some are gone
+			}
+			eventually(t, patience, func() string {
+				if left, err := n.k.Running(); err != nil || len(left) > 0 {
+					return fmt.Sprintf("pods left: %v, %v", left, err)
+				}
+				return ""
+			})
+			if err := n.k.Close(); err != nil {
+				t.Error(err)
+			}
+			n.d.Settle(t, n.before)
+		})
+	}
+}
+
+// kubeForm is a runtime with a form of sandbox.
+type kubeForm struct {
+	name      string
+	rt        host.Runtime
+	pauseless bool
+}
+
+// kubeForms are berth with pause containers and without, and what
+// BERTH_TEST_RUNTIME names.
+func kubeForms() []kubeForm {
+	var forms []kubeForm
+	for _, rt := range host.Runtimes() {
+		if rt == host.DropIn && os.Getenv("BERTH_TEST_RUNTIME") == "" {
+			continue // another name of the first one, as far as a kubelet can tell
+		}
+		forms = append(forms, kubeForm{name: rt.Label, rt: rt})
+		if rt == host.Native {
+			forms = append(forms, kubeForm{name: rt.Label + " pauseless", rt: rt, pauseless: true})
+		}
+	}
+	return forms
+}
+
+var bridges atomic.Int32
+
+func (form kubeForm) start(t *testing.T) *kubeNode {
+	t.Helper()
+	if _, err := os.Stat(form.rt.Binary()); err != nil {
+		t.Fatalf("%v (run `make build`)", err)
+	}
+	n := &kubeNode{shared: t.TempDir(), berth: form.rt.Berth, pauseless: form.pauseless}
+	if err := os.Chmod(n.shared, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	n.d = host.Run(t, host.Options{CRI: true, Images: []string{}, TOML: form.config(t)})
+	for _, image := range []string{"busybox", "web", "pause"} {
+		out, err := n.d.Ctr("-n", "k8s.io", "images", "import", host.Deps("images/"+image+".tar")).CombinedOutput()
+		if err != nil {
+			t.Fatalf("import %s: %v: %s", image, err, out)
+		}
+	}
+	n.before = n.d.Count(t)
+	var err error
+	if n.cri, err = cri.Dial(n.d.Socket); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = n.cri.Close() })
+	if n.k, err = kubelet.New(n.d); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("kubelet's log:\n%s", n.k.Log(40))
+		}
+		if err := n.k.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
+// config is containerd's.
+func (form kubeForm) config(t *testing.T) string {
+	t.Helper()
+	handler := fmt.Sprintf("runtime_type = %q", form.rt.Name)
+	if form.rt.Path != "" {
+		handler += fmt.Sprintf("\nruntime_path = %q", form.rt.Path)
+	}
+	pinned := "sandbox"
+	if form.pauseless {
+		handler += "\nsandboxer = \"shim\"\ndisable_pause_image_pull = true"
+		pinned = "kept" // any image will do, for a test of collection
+	}
+	// 198.18.0.0/15 is set aside for tests of networks (RFC 2544). The gateway is
+	// for the kubelet's probes.
+	conf, number := t.TempDir(), bridges.Add(1)
+	network := fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "kubelet", "plugins": [{
+		"type": "bridge", "bridge": "bkube%d", "isGateway": true,
+		"ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "198.18.%d.0/24"}]]}}]}`,
+		number, conf+"/ipam", 128+number)
+	if err := os.WriteFile(conf+"/10-kubelet.conflist", []byte(network), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf(`
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+  %s = %q
+
+[plugins.'io.containerd.grpc.v1.cri']
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "0"
+
+[plugins.'io.containerd.cri.v1.runtime']
+  restrict_oom_score_adj = true # a machine may lack CAP_SYS_RESOURCE
+  netns_mounts_under_state_dir = true
+  drain_exec_sync_io_timeout = "2s"
+  [plugins.'io.containerd.cri.v1.runtime'.cni]
+    bin_dirs = [%q]
+    conf_dir = %q
+  [plugins.'io.containerd.cri.v1.runtime'.containerd]
+    default_runtime_name = "default"
+  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.default]
+%s
+  # The kubelet goes by what an entry of runc says of cgroups.
+  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+      SystemdCgroup = false
+`, pinned, host.Pause, host.Deps("cni"), conf, handler)
+}
+
+// run runs a case.
+func (n *kubeNode) run(t *testing.T, name string, f func(t *testing.T, n *kubeNode)) {
+	t.Run(name, func(t *testing.T) { f(t, n) })
+}
+
+// apply makes the pod of a manifest.
+func (n *kubeNode) apply(t *testing.T, name string, replace ...string) {
+	t.Helper()
+	text, err := os.ReadFile("kubelet/pods/" + name + ".yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace = append(replace, "$SHARED", n.shared, "$CPU", "100m", "$MEMORY", "32Mi")
+	if err := n.k.Apply(name, strings.NewReplacer(replace...).Replace(string(text))); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// await waits until a pod is as wanted and returns it.
+func (n *kubeNode) await(t *testing.T, name, what string, ok func(p *kubelet.Pod) bool) *kubelet.Pod {
+	t.Helper()
+	var pod *kubelet.Pod
+	eventually(t, patience, func() string {
+		var err error
+		if pod, err = n.k.Pod(name); err != nil {
+			return err.Error()
+		}
+		if !ok(pod) {
+			return fmt.Sprintf("not %s: %v", what, pod)
+		}
+		return ""
+	})
+	return pod
+}
+
+func (n *kubeNode) awaitReady(t *testing.T, name string) *kubelet.Pod {
+	t.Helper()
+	return n.await(t, name, "ready", (*kubelet.Pod).Ready)
+}
+
+// remove has the kubelet end a pod and waits for it.
+func (n *kubeNode) remove(t *testing.T, name string) {
+	t.Helper()
+	if err := n.k.Remove(name); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, patience, func() string {
+		left, err := n.k.Running()
+		if err != nil || slices.Contains(left, name+"-"+kubelet.Node) {
+			return fmt.Sprintf("%s is among %v, %v", name, left, err)
+		}
+		return ""
+	})
+}
+
+// exec runs a command through the kubelet and returns its trimmed output and
+// exit code, as kubectl does it nowadays.
+func (n *kubeNode) exec(t *testing.T, pod, container string, command ...string) (string, int) {
+	t.Helper()
+	var out syncBuffer // for both streams
+	err := n.k.Exec(n.ctx(t), pod, container, cri.Streams{Over: cri.WebSocket, Stdout: &out, Stderr: &out}, command...)
+	var exit *cri.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("exec %q in %s/%s: %v", command, pod, container, err)
+	}
+	if exit != nil {
+		return strings.TrimSpace(out.String()), exit.Code
+	}
+	return strings.TrimSpace(out.String()), 0
+}
+
+// check is exec of a command that must succeed.
+func (n *kubeNode) check(t *testing.T, pod, container string, command ...string) string {
+	t.Helper()
+	out, code := n.exec(t, pod, container, command...)
+	if code != 0 {
+		t.Fatalf("%q in %s/%s exits with %d: %s", command, pod, container, code, out)
+	}
+	return out
+}
+
+// script is check of a shell's.
+func (n *kubeNode) script(t *testing.T, pod, container, text string) string {
+	t.Helper()
+	return n.check(t, pod, container, "sh", "-c", text)
+}
+
+// pid is the first process of a container, seen from the host.
+func (n *kubeNode) pid(t *testing.T, c kubelet.Container) int {
+	t.Helper()
+	status, err := n.cri.RuntimeServiceClient.ContainerStatus(n.ctx(t), &runtime.ContainerStatusRequest{
+		ContainerId: strings.TrimPrefix(c.ContainerID, "containerd://"), Verbose: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info struct{ Pid int }
+	if err := json.Unmarshal([]byte(status.GetInfo()["info"]), &info); err != nil || info.Pid == 0 {
+		t.Fatalf("no pid of %s: %v", c.ContainerID, err)
+	}
+	return info.Pid
+}
+
+// sandbox is the id of a pod's sandbox that is ready.
+func (n *kubeNode) sandbox(t *testing.T, pod *kubelet.Pod) string {
+	t.Helper()
+	list, err := n.cri.ListPodSandbox(n.ctx(t), &runtime.ListPodSandboxRequest{Filter: &runtime.PodSandboxFilter{
+		LabelSelector: map[string]string{"io.kubernetes.pod.uid": pod.Metadata.UID},
+		State:         &runtime.PodSandboxStateValue{State: runtime.PodSandboxState_SANDBOX_READY},
+	}})
+	if err != nil || len(list.GetItems()) != 1 {
+		t.Fatalf("ready sandboxes of %s: %v, %v, want one", pod.Metadata.Name, list.GetItems(), err)
+	}
+	return list.GetItems()[0].GetId()
+}
+
+// born tells a process from a later one of the same number.
+func born(t *testing.T, pid int) string {
+	t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	return fmt.Sprint(pid, " started at ", fields[19])
+}
+
+// awaitEnd waits until a process is no more.
+func awaitEnd(t *testing.T, pid int) {
+	t.Helper()
+	eventually(t, patience, func() string {
+		if err := unix.Kill(pid, 0); err == nil {
+			return fmt.Sprintf("process %d lives", pid)
+		}
+		return ""
+	})
+}
+
+// read is what pods have written to a file of the shared folder.
+func (n *kubeNode) read(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(n.shared + "/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// tell makes a file in the shared folder that a pod waits for.
+func (n *kubeNode) tell(t *testing.T, name string) {
+	t.Helper()
+	if err := os.WriteFile(n.shared+"/"+name, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (n *kubeNode) ctx(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
