@@ -10,10 +10,6 @@ TEXT initcode<>(SB), NOSPLIT|NOFRAME, $0
 	MOVL $15, DI
 	MOVL $157, AX
 	SYSCALL
-	MOVL $4, DI        // prctl(PR_SET_DUMPABLE, 0)
-	XORL SI, SI
-	MOVL $157, AX
-	SYSCALL
 	MOVQ $0x10000, AX  // rt_sigprocmask(SIG_SETMASK, {SIGCHLD}, NULL, 8)
 	MOVQ AX, 0(SP)     // the set; argc is not needed
 	MOVL $2, DI

@@ -10,10 +10,6 @@ TEXT initcode<>(SB), NOSPLIT|NOFRAME, $0
 	MOVD $15, R0
 	MOVD $167, R8
 	SVC
-	MOVD $4, R0        // prctl(PR_SET_DUMPABLE, 0)
-	MOVD $0, R1
-	MOVD $167, R8
-	SVC
 	MOVD $0x10000, R9  // rt_sigprocmask(SIG_SETMASK, {SIGCHLD}, NULL, 8)
 	MOVD R9, 0(RSP)    // the set; argc is not needed
 	MOVD $2, R0

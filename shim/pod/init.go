@@ -96,6 +96,11 @@ func initFile() (int, error) {
 	// seals keep out a container of the pod that finds the file as /proc/1/exe.
 	_, err = unix.Write(fd, program)
 	if err == nil {
+		// Who executes what it cannot read is not to be traced, but with
+		// CAP_SYS_PTRACE where the file has its owner: in no user namespace.
+		err = unix.Fchmod(fd, 0o111)
+	}
+	if err == nil {
 		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK)
 	}
 	if err != nil {

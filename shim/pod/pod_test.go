@@ -631,6 +631,9 @@ func checkInit(t *testing.T, first int, r *Record) {
 		uid, gid = uid+mappedRoot, gid+mappedGroup
 	}
 	status := content(t, proc+"/status")
+	for end := time.Now().Add(5 * time.Second); !strings.HasPrefix(status, "Name:\tberth-init\n") && time.Now().Before(end); {
+		status = content(t, proc+"/status") // its own first step
+	}
 	for _, want := range []string{
 		"Name:\tberth-init\n", "NSpid:\t" + strconv.Itoa(first) + "\t1\n", "Threads:\t1\n",
 		fmt.Sprintf("Uid:\t%d\t%[1]d\t%[1]d\t%[1]d\n", uid), fmt.Sprintf("Gid:\t%d\t%[1]d\t%[1]d\t%[1]d\n", gid), "Groups:\t \n",
@@ -660,6 +663,10 @@ func checkInit(t *testing.T, first int, r *Record) {
 		if !errors.Is(err, unix.ENOENT) || len(entries) > 0 || inode(t, proc+at) != inode(t, proc+"/root") {
 			t.Errorf("%s: %v, %v", at, entries, err)
 		}
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(proc+"/fd", &st); err != nil || st.Uid != 0 {
+		t.Errorf("it can be traced by %d, %v", st.Uid, err)
 	}
 	if err := os.Mkdir(proc+"/root/x", 0o700); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("its root takes files: %v", err)
