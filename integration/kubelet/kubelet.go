@@ -53,6 +53,7 @@ type Kubelet struct {
 	address string // the node's, where the kubelet would find none
 	cmd     *exec.Cmd
 	exited  chan struct{} // closed once cmd has ended
+	closed  bool
 	client  *http.Client
 	tls     *tls.Config
 }
