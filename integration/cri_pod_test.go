@@ -396,22 +396,24 @@ func podTwoContainers(t *testing.T, n *node) {
 }
 
 func podSharedProcesses(t *testing.T, n *node) {
-	pod := n.pod(t, func(c *runtime.PodSandboxConfig) {
-		c.Linux.SecurityContext.NamespaceOptions = &runtime.NamespaceOption{Pid: runtime.NamespaceMode_POD}
-	})
-	share := func(c *runtime.ContainerConfig) *runtime.ContainerConfig {
-		c.Linux.SecurityContext.NamespaceOptions = &runtime.NamespaceOption{Pid: runtime.NamespaceMode_POD}
-		return c
-	}
+	pod := n.pod(t, sharing(sharedPIDs))
 	// 16: what a container leaves behind in a shared process namespace is gone.
-	first := startIn(t, n, pod, share(shell("first", "(trap '' TERM; sleep 987654) & sleep 100000")))
-	second := startIn(t, n, pod, share(idle("second")))
+	first := startIn(t, n, pod, in(pod, "(trap '' TERM; sleep 987654) & sleep 100000"))
+	second := startIn(t, n, pod, in(pod, "trap 'exit 0' TERM; sleep 100000 & wait"))
 	eventually(t, patience, func() string {
-		if ps := n.check(t, second, "ps"); !strings.Contains(ps, "987654") || !strings.Contains(ps, "pause") {
+		if ps := n.check(t, second, "ps"); !strings.Contains(ps, "987654") {
 			return "processes seen:\n" + ps
 		}
 		return ""
 	})
+	// The first process is the pod's own, and no container's.
+	want := "pause"
+	if n.pauseless() {
+		want = "berth-init"
+	}
+	if got := n.check(t, second, "cat", "/proc/1/comm"); got != want {
+		t.Errorf("the first process is %q, want %q", got, want)
+	}
 	if err := n.Client.Stop(n.ctx(t), first, time.Second); err != nil {
 		t.Fatal(err)
 	}
