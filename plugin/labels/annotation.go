@@ -25,7 +25,7 @@ func (m Metadata) SpecAnnotations() map[string]string {
 		return a
 	}
 	a[annotationType] = kindContainer
-	a[annotationContainer] = m.normal().MetadataName
+	a[annotationContainer] = first(m.MetadataName, m.Name)
 	a[annotationImage] = m.ImageName
 	return a
 }

@@ -168,17 +168,6 @@ type Volume struct {
 	Relabel           bool   `json:"relabel,omitempty"`
 }
 
-// normal returns m in the form in which it is read back.
-func (m Metadata) normal() Metadata {
-	m.Schema = Version
-	m.CreatedAt = time.Unix(m.CreatedAt.Unix(), 0).UTC()
-	if m.MetadataName == "" {
-		m.MetadataName = m.Name
-	}
-	m.dropEmpty()
-	return m
-}
-
 // dropEmpty makes empty maps and lists nil, as what is not stored is read.
 func (m *Metadata) dropEmpty() {
 	if len(m.Labels) == 0 {

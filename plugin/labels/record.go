@@ -147,7 +147,7 @@ func (m Metadata) encode(r record) (form, error) {
 	if (m.Kind == KindInfra) != (m.Pod.ID == r.id) || m.sandboxID() != r.sandboxID {
 		return form{}, invalid("%s in sandbox %q cannot be %s of pod %s", r.id, r.sandboxID, m.Kind, m.Pod.ID)
 	}
-	m = m.normal()
+	m.MetadataName = first(m.MetadataName, m.Name)
 	f := form{
 		labels: map[string]string{keyManaged: strconv.Itoa(Version)},
 		document: document{
@@ -201,9 +201,7 @@ func (r record) decode() (Metadata, error) {
 		}
 		faults = append(faults, f.decode(&m, value))
 	}
-	if m.MetadataName == "" {
-		m.MetadataName = m.Name
-	}
+	m.MetadataName = first(m.MetadataName, m.Name)
 	if m.Kind == KindInfra {
 		m.Pod.Attempt = m.Attempt
 	} else {

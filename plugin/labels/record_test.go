@@ -361,6 +361,21 @@ func TestUnknownKeysIgnored(t *testing.T) {
 	}
 }
 
+// TestSandboxIDWins over the label, which anybody can change; the next update
+// mends it.
+func TestSandboxIDWins(t *testing.T) {
+	c := encoded(t, member1())
+	c.Labels[keyPodID] = "elsewhere"
+	m, err := Decode(c)
+	if err != nil || m.Pod.ID != podID {
+		t.Errorf("in pod %q, %v", m.Pod.ID, err)
+	}
+	ch, err := m.Update(c)
+	if diff := cmp.Diff([]string{"labels.io.berth.pod.id"}, ch.Paths()); diff != "" || err != nil {
+		t.Errorf("%v, paths (-want +got):\n%s", err, diff)
+	}
+}
+
 // TestForgery: labels that come from an image or a kubelet's pod make no record
 // berth's.
 func TestForgery(t *testing.T) {

@@ -211,6 +211,9 @@ func TestReplace(t *testing.T) {
 			t.Errorf("label %s not replaced", key)
 		}
 	}
+	if doc := ch.extensions[extMetadata]; doc == nil || strings.Contains(string(doc.GetValue()), keyPrivileged) {
+		t.Errorf("document not refreshed: %s", doc)
+	}
 	if c, err = ch.Container(ctx, store); err != nil {
 		t.Fatal(err)
 	}
