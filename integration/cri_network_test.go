@@ -12,8 +12,6 @@ import (
 	"testing"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"github.com/berthd/berth/integration/cri"
 )
 
 // podFiles checks the files that a pod has for its names: hostname, hosts and
@@ -141,7 +139,7 @@ func podPortForward(t *testing.T, n *node) {
 		}
 		port := int(free.Port())
 		startIn(t, n, pod, in(pod, fmt.Sprintf("while :; do nc -l -p %d -e head -c %d; done", port, len(text))))
-		for _, over := range []cri.Transport{cri.SPDY, cri.WebSocket} {
+		for _, over := range transports {
 			eventually(t, patience, func() string {
 				got, err := pod.Forward(n.ctx(t), over, port, text)
 				if err != nil || !bytes.Equal(got, text) {

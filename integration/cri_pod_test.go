@@ -4,6 +4,7 @@ package integration
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -218,19 +219,39 @@ func podExecSync(t *testing.T, n *node) {
 	}
 }
 
+// transports are the ways to reach the streaming server.
+var transports = []cri.Transport{cri.SPDY, cri.WebSocket}
+
 func podExecStream(t *testing.T, n *node) {
 	pod := n.pod(t)
 	id := startIn(t, n, pod, idle("main"))
-	text := strings.Repeat("a line for cat\n", 20000)
+	for _, over := range transports {
+		t.Run(over.String(), func(t *testing.T) { execStream(t, n, id, over) })
+	}
+	// 23 and the end of stdin, which only SPDY hands on.
+	var out bytes.Buffer
+	err := n.Exec(n.ctx(t), id, cri.Streams{Stdin: strings.NewReader("to the end"), Stdout: &out}, "cat")
+	if err != nil || out.String() != "to the end" {
+		t.Errorf("exec: %q, %v", out.String(), err)
+	}
+}
+
+func execStream(t *testing.T, n *node, id string, over cri.Transport) {
+	t.Helper()
+	text := strings.Repeat("a line for the command\n", 20000)
 	var out, errs bytes.Buffer
-	err := n.Exec(n.ctx(t), id, cri.Streams{Stdin: strings.NewReader(text), Stdout: &out, Stderr: &errs},
-		"sh", "-c", "cat; echo problem >&2; exit 7")
+	err := n.Exec(n.ctx(t), id, cri.Streams{Stdin: strings.NewReader(text), Stdout: &out, Stderr: &errs, Over: over},
+		"sh", "-c", fmt.Sprintf("head -c %d; echo problem >&2; exit 7", len(text)))
 	var exit *cri.ExitError
 	if !errors.As(err, &exit) || exit.Code != 7 {
 		t.Errorf("exec: %v, want exit code 7", err)
 	}
 	if out.String() != text || errs.String() != "problem\n" {
 		t.Errorf("%d bytes of %d came back, stderr %q", out.Len(), len(text), errs.String())
+	}
+	out.Reset()
+	if err := n.Exec(n.ctx(t), id, cri.Streams{Stdout: &out, Over: over}, "echo", "no stdin"); err != nil || out.String() != "no stdin\n" {
+		t.Errorf("exec without stdin: %q, %v", out.String(), err)
 	}
 
 	// 23: a terminal and its size
@@ -240,8 +261,8 @@ func podExecStream(t *testing.T, n *node) {
 	out.Reset()
 	done := make(chan error, 1)
 	go func() {
-		done <- n.Exec(n.ctx(t), id, cri.Streams{Stdin: in, Stdout: &out, Terminal: true, Sizes: sizes}, "sh", "-c",
-			"until [ \"$(stty size)\" = '40 100' ]; do usleep 10000; done; read word; echo got $word; tty")
+		done <- n.Exec(n.ctx(t), id, cri.Streams{Stdin: in, Stdout: &out, Terminal: true, Sizes: sizes, Over: over}, "sh", "-c",
+			"until [ \"$(stty size)\" = '40 100' ]; do usleep 10000; done; read word; echo got $word; tty; echo $TERM")
 	}()
 	_, _ = typing.Write([]byte("hello\n"))
 	if err := <-done; err != nil {
@@ -249,21 +270,29 @@ func podExecStream(t *testing.T, n *node) {
 	}
 	close(sizes)
 	_ = typing.Close()
-	if !strings.Contains(out.String(), "got hello\r\n/dev/pts/") {
+	if !strings.Contains(out.String(), "got hello\r\n/dev/pts/") || !strings.HasSuffix(out.String(), "\r\nxterm\r\n") {
 		t.Errorf("terminal shows %q", out.String())
 	}
 }
 
 func podAttach(t *testing.T, n *node) {
 	pod := n.pod(t)
-	config := shell("main", "while read word; do echo got $word; done; echo the end; exit 4")
+	for _, over := range transports {
+		t.Run(over.String(), func(t *testing.T) { attach(t, n, pod, over) })
+	}
+	t.Run("terminal", func(t *testing.T) { attachTerminal(t, n, pod) })
+}
+
+func attach(t *testing.T, n *node, pod *cri.Pod, over cri.Transport) {
+	t.Helper()
+	config := in(pod, "while read word && [ $word != end ]; do echo got $word; done; echo the end; exit 4")
 	config.Stdin, config.StdinOnce = true, true
 	id := startIn(t, n, pod, config)
 	in, typing := io.Pipe()
 	out, shown := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		done <- n.Attach(n.ctx(t), id, cri.Streams{Stdin: in, Stdout: shown})
+		done <- n.Attach(n.ctx(t), id, cri.Streams{Stdin: in, Stdout: shown, Over: over})
 		_ = shown.Close()
 	}()
 	lines := make([]byte, 64)
@@ -276,6 +305,9 @@ func podAttach(t *testing.T, n *node) {
 		}
 	}
 	go func() { _, _ = io.Copy(io.Discard, out) }()
+	if over == cri.WebSocket {
+		_, _ = typing.Write([]byte("end\n"))
+	}
 	_ = typing.Close() // stdin is the container's only once
 	s := n.awaitState(t, id, runtime.ContainerState_CONTAINER_EXITED)
 	if s.GetExitCode() != 4 {
@@ -287,6 +319,40 @@ func podAttach(t *testing.T, n *node) {
 	if got, _ := awaitLog(t, logOf(pod, config), "the end"); got != "got one\ngot two\nthe end\n" {
 		t.Errorf("log %q", got)
 	}
+}
+
+// attachTerminal attaches twice to a container with a terminal: it goes on when
+// a client leaves.
+func attachTerminal(t *testing.T, n *node, pod *cri.Pod) {
+	t.Helper()
+	config := in(pod, "while read word; do echo got $word; done")
+	config.Stdin, config.Tty = true, true
+	id := startIn(t, n, pod, config)
+	for _, word := range []string{"one", "two"} {
+		ctx, leave := context.WithCancel(n.ctx(t))
+		typed, typing := io.Pipe()
+		out, shown := io.Pipe()
+		done := make(chan error, 1)
+		go func() {
+			done <- n.Attach(ctx, id, cri.Streams{Stdin: typed, Stdout: shown, Terminal: true})
+			_ = shown.Close()
+		}()
+		go func() { _, _ = typing.Write([]byte(word + "\n")) }()
+		var seen strings.Builder
+		piece := make([]byte, 64)
+		for !strings.Contains(seen.String(), "got "+word) {
+			got, err := out.Read(piece)
+			if err != nil {
+				t.Fatalf("%s: the terminal shows %q, then %v", word, seen.String(), err)
+			}
+			seen.Write(piece[:got])
+		}
+		go func() { _, _ = io.Copy(io.Discard, out) }()
+		leave()
+		<-done
+		_ = typing.Close()
+	}
+	n.awaitState(t, id, runtime.ContainerState_CONTAINER_RUNNING)
 }
 
 func podStop(t *testing.T, n *node) {

@@ -35,6 +35,7 @@ func TestPauseless(t *testing.T) {
 	n.sub(t, "many", pauselessMany)
 	n.sub(t, "shim killed", pauselessShimKilled)
 	n.sub(t, "directory lost", pauselessDirectoryLost)
+	n.sub(t, "all lost", pauselessAllLost)
 	n.sub(t, "restart", pauselessRestart)
 	n.sub(t, "shim killed during a restart", pauselessShimKilledUnseen)
 }
@@ -222,17 +223,33 @@ func pauselessMany(t *testing.T, n *node) {
 // pauselessShimKilled kills the sandbox's shim: the pod is not ready any more, so
 // that the kubelet makes a new one, and its containers run on until then.
 func pauselessShimKilled(t *testing.T, n *node) {
-	for name, kind := range map[string]func(*runtime.NamespaceOption){"usual": ownIPC, "shared processes": sharedPIDs, "users": ownUsers} {
-		t.Run(name, func(t *testing.T) {
-			pod := n.pod(t, sharing(kind))
-			id := startIn(t, n, pod, stay(pod))
-			if err := unix.Kill(n.shim(t, pod.ID), unix.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
-			n.awaitPod(t, pod, runtime.PodSandboxState_SANDBOX_NOTREADY)
-			n.orphaned(t, pod, id)
-		})
+	kill := func(t *testing.T, kind func(*runtime.NamespaceOption)) (*cri.Pod, string) {
+		pod := n.pod(t, sharing(kind))
+		id := startIn(t, n, pod, stay(pod))
+		if err := unix.Kill(n.shim(t, pod.ID), unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		n.awaitPod(t, pod, runtime.PodSandboxState_SANDBOX_NOTREADY)
+		return pod, id
 	}
+	t.Run("usual", func(t *testing.T) {
+		pod, id := kill(t, ownIPC)
+		n.orphaned(t, pod, id)
+	})
+	t.Run("users", func(t *testing.T) {
+		pod, id := kill(t, ownUsers)
+		n.orphaned(t, pod, id)
+	})
+	// With a process namespace of the pod's own ends what is in it, as it does
+	// with a pause container: containerd asks to clean up once, and nobody would
+	// end the namespace's first process later.
+	t.Run("shared processes", func(t *testing.T) {
+		pod, id := kill(t, sharedPIDs)
+		n.awaitState(t, id, runtime.ContainerState_CONTAINER_EXITED)
+		if err := errors.Join(pod.Stop(n.ctx(t)), pod.Remove(n.ctx(t))); err != nil {
+			t.Errorf("stop and remove: %v", err)
+		}
+	})
 }
 
 // orphaned checks a running container of a pod whose shim is dead, and ends it.
@@ -297,7 +314,7 @@ func pauselessDirectoryLost(t *testing.T, n *node) {
 			if err := c.lose(directory(pod)); err != nil {
 				t.Fatal(err)
 			}
-			n.refused(t, pod, in(pod, "true"), "pod")
+			n.refused(t, pod, in(pod, "true"), pod.ID)
 			if got := n.check(t, id, "echo", "alive"); got != "alive" {
 				t.Errorf("exec: %q", got)
 			}
@@ -305,6 +322,28 @@ func pauselessDirectoryLost(t *testing.T, n *node) {
 				t.Errorf("list of pods' stats: %v", err)
 			}
 		})
+	}
+}
+
+// pauselessAllLost removes what a pod has in /run and then its shim, which alone
+// still knew of it.
+func pauselessAllLost(t *testing.T, n *node) {
+	pod := n.pod(t, sharing(sharedPIDs))
+	id := startIn(t, n, pod, stay(pod))
+	for _, name := range []string{"ipc", "uts", "pid", "shm"} {
+		if err := unix.Unmount(directory(pod)+"/"+name, unix.MNT_DETACH); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := os.RemoveAll(directory(pod)); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(n.shim(t, pod.ID), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	n.awaitPod(t, pod, runtime.PodSandboxState_SANDBOX_NOTREADY)
+	if err := n.Client.Stop(n.ctx(t), id, time.Second); err != nil {
+		t.Errorf("stop: %v", err)
 	}
 }
 

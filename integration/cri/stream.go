@@ -140,12 +140,16 @@ func (s *Streams) receiveOutput(conn session) (func(), error) {
 }
 
 func (s *Streams) sendSizes(conn session) error {
-	if s.Sizes == nil {
+	if !s.Terminal {
 		return nil
 	}
+	// The server waits for the stream even if nothing is sent on it.
 	to, err := conn.open("resize")
 	if err != nil {
 		return err
+	}
+	if s.Sizes == nil {
+		return nil
 	}
 	go func() {
 		encode := json.NewEncoder(to)
