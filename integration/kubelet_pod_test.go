@@ -7,11 +7,13 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/integration/host"
 	"github.com/berthd/berth/integration/kubelet"
@@ -252,6 +254,50 @@ func kubeSharedProcesses(t *testing.T, n *kubeNode) {
 	}
 }
 
+// kubeFirstProcessKilled: the end of the first process of a shared namespace is
+// that of all, and of the sandbox.
+func kubeFirstProcessKilled(t *testing.T, n *kubeNode) {
+	pod := n.awaitReady(t, "shared")
+	sandbox := n.sandbox(t, pod)
+	main := n.pid(t, pod.Container("main"))
+	if err := unix.Kill(firstOf(t, main), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	awaitEnd(t, main)
+	again := n.await(t, "shared", "made anew", func(p *kubelet.Pod) bool {
+		return p.Ready() && p.Container("main").ContainerID != pod.Container("main").ContainerID &&
+			p.Container("other").ContainerID != pod.Container("other").ContainerID
+	})
+	if got := n.sandbox(t, again); got == sandbox {
+		t.Errorf("the sandbox %s has no first process and is still ready", got)
+	}
+}
+
+// firstOf finds the first process of a process's namespace.
+func firstOf(t *testing.T, pid int) int {
+	t.Helper()
+	space := func(dir string) string {
+		link, _ := os.Readlink(dir + "/ns/pid")
+		return link
+	}
+	want := space(fmt.Sprintf("/proc/%d", pid))
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		status, err := os.ReadFile(dir + "/status")
+		if err != nil || space(dir) != want {
+			continue
+		}
+		for line := range strings.Lines(string(status)) {
+			if f := strings.Fields(line); len(f) > 2 && f[0] == "NSpid:" && f[len(f)-1] == "1" {
+				first, _ := strconv.Atoi(filepath.Base(dir))
+				return first
+			}
+		}
+	}
+	t.Fatalf("no first process of %s", want)
+	return 0
+}
+
 func kubeSecurity(t *testing.T, n *kubeNode) {
 	n.awaitReady(t, "secure")
 	for _, c := range []struct{ container, script, want string }{
@@ -344,20 +390,36 @@ func (n *kubeNode) limits(t *testing.T, pid int) string {
 	return file("memory", "memory.limit_in_bytes") + " " + file("cpu", "cpu.cfs_quota_us") + " " + file("cpu", "cpu.cfs_period_us")
 }
 
-// kubeStats: sensible figures of what uses a known share.
+// kubeStats: sensible figures of what uses a known share. The kubelet reads most
+// of them from cgroups itself, and the network's where it finds a container that
+// is a sandbox: it has none of pods without.
 func kubeStats(t *testing.T, n *kubeNode) {
-	eventually(t, patience, func() string {
-		all, err := n.k.Stats()
-		if err != nil {
-			return err.Error()
-		}
-		return n.judge(all)
-	})
+	received := uint64(100)
+	if n.pauseless {
+		received = 0
+	}
+	eventually(t, patience, func() string { return judge(n.k, received) })
+}
+
+// kubeRuntimeStats: the same figures from the runtime.
+func kubeRuntimeStats(t *testing.T, n *kubeNode) {
+	if err := n.k.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	n.k.RuntimeStats = true
+	if err := n.k.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, patience, func() string { return judge(n.k, 100) })
 }
 
 // judge returns what is wrong with the figures.
-func (n *kubeNode) judge(all *kubelet.Summary) string {
+func judge(k *kubelet.Kubelet, received uint64) string {
 	const mega = 1 << 20
+	all, err := k.Stats()
+	if err != nil {
+		return err.Error()
+	}
 	pod, err := all.Pod("stats")
 	if err != nil {
 		return err.Error()
@@ -394,7 +456,7 @@ func (n *kubeNode) judge(all *kubelet.Summary) string {
 		{"bytes of an untouched root file system", busy.Rootfs.UsedBytes, 1, mega},
 		{"inodes of a root file system", full.Rootfs.InodesUsed, 1, 100},
 		{"processes of the pod", uint64(processes), 3, 8},
-		{"bytes received by another pod", rx, 100, 100 * mega},
+		{"bytes received by another pod", rx, received, 100 * mega},
 	} {
 		if f.got < f.low || f.got > f.high {
 			return fmt.Sprintf("%s: %d, want %d to %d", f.what, f.got, f.low, f.high)

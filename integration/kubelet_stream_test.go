@@ -16,8 +16,8 @@ import (
 	"github.com/berthd/berth/integration/kubelet"
 )
 
-// transports runs f for both ways of reaching a stream.
-func transports(t *testing.T, f func(t *testing.T, over cri.Transport)) {
+// kubeTransports runs f for both ways of reaching a stream.
+func kubeTransports(t *testing.T, f func(t *testing.T, over cri.Transport)) {
 	t.Helper()
 	for _, over := range []cri.Transport{cri.SPDY, cri.WebSocket} {
 		t.Run(over.String(), func(t *testing.T) { f(t, over) })
@@ -25,7 +25,7 @@ func transports(t *testing.T, f func(t *testing.T, over cri.Transport)) {
 }
 
 func kubeExec(t *testing.T, n *kubeNode) {
-	transports(t, func(t *testing.T, over cri.Transport) {
+	kubeTransports(t, func(t *testing.T, over cri.Transport) {
 		text := strings.Repeat("a line for head\n", 20000)
 		var out, errs bytes.Buffer
 		err := n.k.Exec(n.ctx(t), "web", "client",
@@ -59,7 +59,7 @@ func kubeExec(t *testing.T, n *kubeNode) {
 
 func kubeAttach(t *testing.T, n *kubeNode) {
 	n.awaitReady(t, "attach")
-	transports(t, func(t *testing.T, over cri.Transport) {
+	kubeTransports(t, func(t *testing.T, over cri.Transport) {
 		n.attach(t, "pipe", cri.Streams{Over: over}, over.String()+"\n",
 			"pipe: "+over.String()+"\n", "error: "+over.String()+"\n")
 		sizes := make(chan cri.Size, 1)
@@ -105,7 +105,7 @@ func (n *kubeNode) attach(t *testing.T, container string, s cri.Streams, line, s
 
 func kubeForward(t *testing.T, n *kubeNode) {
 	n.awaitReady(t, "web")
-	transports(t, func(t *testing.T, over cri.Transport) {
+	kubeTransports(t, func(t *testing.T, over cri.Transport) {
 		got, err := n.k.Forward(n.ctx(t), "web", over, 8080, []byte("GET /index.html HTTP/1.0\r\n\r\n"))
 		if err != nil || !strings.HasSuffix(string(got), "\r\n\r\nfirst\nsecond\n") {
 			t.Errorf("got %q, %v, want the page", got, err)
@@ -123,23 +123,21 @@ type followed struct {
 	err  error
 }
 
-// follow reads a container's log as `kubectl logs -f` does, from when it starts.
-func (n *kubeNode) follow(t *testing.T, pod, container string) *followed {
-	t.Helper()
-	n.await(t, pod, "running", func(p *kubelet.Pod) bool { return p.Container(container).State.Running != nil })
-	f := &followed{done: make(chan struct{})}
+// kubeFollow reads the log of the pod talk as `kubectl logs -f` does.
+func kubeFollow(t *testing.T, n *kubeNode) {
+	n.await(t, "talk", "running", func(p *kubelet.Pod) bool { return p.Container("talk").State.Running != nil })
+	n.follow.done = make(chan struct{})
 	go func() {
-		defer close(f.done)
-		f.text, f.err = n.k.ContainerLog(pod, container, "follow=true")
+		defer close(n.follow.done)
+		n.follow.text, n.follow.err = n.k.ContainerLog("talk", "talk", "follow=true")
 	}()
-	return f
 }
 
 // talk is what each line of the pod talk has behind its number.
 const talk = " 0123456789012345678901234567890123456789"
 
 // kubeRotation: no line is lost or doubled by rotation.
-func kubeRotation(t *testing.T, n *kubeNode, follower *followed) {
+func kubeRotation(t *testing.T, n *kubeNode) {
 	const lines = 1500
 	pod := n.await(t, "talk", "started", func(p *kubelet.Pod) bool { return p.Container("talk").State.Running != nil })
 	eventually(t, patience, func() string {
@@ -165,13 +163,13 @@ func kubeRotation(t *testing.T, n *kubeNode, follower *followed) {
 		t.Errorf("%d rotations of %d bytes, want some more", got, lines*90)
 	}
 	n.tell(t, "talked")
-	<-follower.done
-	if follower.err != nil {
-		t.Fatalf("follow: %v", follower.err)
+	<-n.follow.done
+	if n.follow.err != nil {
+		t.Fatalf("follow: %v", n.follow.err)
 	}
 	// The kubelet's follower may miss the last lines before a rotation; but it goes
 	// on after it, and tells nothing twice.
-	got := strings.Split(strings.TrimSuffix(follower.text, "\n"), "\n")
+	got := strings.Split(strings.TrimSuffix(n.follow.text, "\n"), "\n")
 	last := 0
 	for i, line := range got[:len(got)-1] {
 		now, err := strconv.Atoi(strings.TrimSuffix(line, talk))

@@ -30,61 +30,89 @@ type kubeNode struct {
 	cri    *cri.Client // for what the kubelet does not tell
 	shared string      // a folder that pods mount; $SHARED in manifests
 	before host.Census // without the kubelet
+	follow followed    // of the pod talk's log
 
 	berth     bool
 	pauseless bool // the shim is the sandboxer
 }
 
-// kubePods are applied at once when a node starts: most of what is tested takes
-// time rather than work.
-var kubePods = []string{
-	"talk", "stats", "probes", "crash", "oom", "web", "sidecar", "graceful", "stubborn", "userns",
-	"hostspaces", "shared", "secure", "volumes", "guaranteed", "attach", "steady", "leaving",
+// kubeCase is something to find out about pods of some manifests.
+type kubeCase struct {
+	name string
+	test func(t *testing.T, n *kubeNode)
+	pods []string
+	// short tells that the case depends on the machine's cgroups.
+	short bool
+	begin func(t *testing.T, n *kubeNode) // called as soon as there are pods
 }
 
-// TestKubelet runs static pods under a real kubelet. Cases come in an order that
-// has the slow ones ready when their turn comes; the last ones disturb all pods.
+// kubeCases come in an order that has the slow pods ready when their turn comes:
+// most of what is tested takes time rather than work. The last ones disturb all
+// pods.
+var kubeCases = []kubeCase{
+	{name: "init containers", test: kubeInit, pods: []string{"web"}, short: true},
+	{name: "probes", test: kubeProbes, pods: []string{"probes"}},
+	{name: "sidecars", test: kubeSidecars, pods: []string{"sidecar"}},
+	{name: "graceful end", test: kubeGraceful, pods: []string{"graceful"}},
+	{name: "forced end", test: kubeStubborn, pods: []string{"stubborn"}},
+	{name: "user namespace", test: kubeUserNamespace, pods: []string{"userns"}, short: true},
+	{name: "host namespaces", test: kubeHostNamespaces, pods: []string{"hostspaces"}},
+	{name: "shared processes", test: kubeSharedProcesses, pods: []string{"shared"}},
+	{name: "security", test: kubeSecurity, pods: []string{"secure"}},
+	{name: "volumes", test: kubeVolumes, pods: []string{"volumes"}},
+	{name: "exec", test: kubeExec, pods: []string{"web"}},
+	{name: "attach", test: kubeAttach, pods: []string{"attach"}},
+	{name: "port forward", test: kubeForward, pods: []string{"web"}},
+	{name: "resources", test: kubeResources, pods: []string{"guaranteed"}, short: true},
+	{name: "crash loop", test: kubeCrashLoop, pods: []string{"crash"}},
+	{name: "out of memory", test: kubeOOM, pods: []string{"oom"}, short: true},
+	{name: "log rotation", test: kubeRotation, pods: []string{"talk"}, begin: kubeFollow},
+	{name: "stats", test: kubeStats, pods: []string{"stats", "web"}, short: true},
+	{name: "kubelet restart", test: kubeRestart, pods: []string{"steady", "leaving"}},
+	{name: "containerd restart", test: kubeContainerdRestart, pods: []string{"steady", "leaving"}},
+	{name: "stats of the runtime", test: kubeRuntimeStats, pods: []string{"stats", "web"}},
+	{name: "shims killed", test: kubeShimsKilled, pods: []string{"steady"}},
+	{name: "first process killed", test: kubeFirstProcessKilled, pods: []string{"shared"}},
+	{name: "image collection", test: kubeImages, pods: []string{"steady"}, short: true},
+}
+
+// TestKubelet runs static pods under a real kubelet, all at once.
 func TestKubelet(t *testing.T) {
-	for _, node := range kubeForms() {
-		t.Run(node.name, func(t *testing.T) {
-			n := node.start(t)
-			for _, name := range kubePods {
-				n.apply(t, name)
+	for _, form := range kubeForms() {
+		t.Run(form.name, func(t *testing.T) {
+			n := form.start(t)
+			var applied []string
+			for _, c := range kubeCases {
+				for _, pod := range c.pods {
+					if (c.short || !testing.Short()) && !slices.Contains(applied, pod) {
+						n.apply(t, pod)
+						applied = append(applied, pod)
+					}
+				}
 			}
-			follow := n.follow(t, "talk", "talk")
-
-			n.run(t, "init containers", kubeInit)
-			n.run(t, "probes", kubeProbes)
-			n.run(t, "sidecars", kubeSidecars)
-			n.run(t, "graceful end", kubeGraceful)
-			n.run(t, "forced end", kubeStubborn)
-			n.run(t, "user namespace", kubeUserNamespace)
-			n.run(t, "host namespaces", kubeHostNamespaces)
-			n.run(t, "shared processes", kubeSharedProcesses)
-			n.run(t, "security", kubeSecurity)
-			n.run(t, "volumes", kubeVolumes)
-			n.run(t, "exec", kubeExec)
-			n.run(t, "attach", kubeAttach)
-			n.run(t, "port forward", kubeForward)
-			n.run(t, "resources", kubeResources)
-			n.run(t, "crash loop", kubeCrashLoop)
-			n.run(t, "out of memory", kubeOOM)
-			n.run(t, "log rotation", func(t *testing.T, n *kubeNode) { kubeRotation(t, n, follow) })
-			n.run(t, "stats", kubeStats)
-			n.run(t, "kubelet restart", kubeRestart)
-			n.run(t, "containerd restart", kubeContainerdRestart)
-			n.run(t, "shims killed", kubeShimsKilled)
-			n.run(t, "image collection", kubeImages)
-
-			for _, name := range kubePods {
-				_ = n.k.Remove(name) // some are gone
+			for _, c := range kubeCases {
+				if c.begin != nil && !testing.Short() {
+					c.begin(t, n)
+				}
 			}
-			eventually(t, patience, func() string {
-				if left, err := n.k.Running(); err != nil || len(left) > 0 {
-					return fmt.Sprintf("pods left: %v, %v", left, err)
+			for _, c := range kubeCases {
+				if c.short || !testing.Short() {
+					t.Run(c.name, func(t *testing.T) { c.test(t, n) })
+				}
+			}
+			for _, pod := range applied {
+				_ = n.k.Remove(pod) // some are gone
+			}
+			// The kubelet collects what has ended every minute; when it finds the disk too
+			// full, as since the last case, every ten seconds.
+			eventually(t, 2*patience, func() string {
+				left, err := n.cri.ListPodSandbox(n.ctx(t), &runtime.ListPodSandboxRequest{})
+				if err != nil || len(left.GetItems()) > 0 {
+					return fmt.Sprintf("pods left: %v, %v", left.GetItems(), err)
 				}
 				return ""
 			})
+			_ = n.cri.Close()
 			if err := n.k.Close(); err != nil {
 				t.Error(err)
 			}
@@ -201,11 +229,6 @@ func (form kubeForm) config(t *testing.T) string {
     [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
       SystemdCgroup = false
 `, pinned, host.Pause, host.Deps("cni"), conf, handler)
-}
-
-// run runs a case.
-func (n *kubeNode) run(t *testing.T, name string, f func(t *testing.T, n *kubeNode)) {
-	t.Run(name, func(t *testing.T) { f(t, n) })
 }
 
 // apply makes the pod of a manifest.

@@ -46,6 +46,9 @@ type Kubelet struct {
 	// seconds, every image that no container uses and that is not pinned: it finds
 	// the disk too full. Collection by age or threshold happens every five minutes.
 	CollectImages bool
+	// RuntimeStats has a kubelet that is started afterwards ask the runtime for pods'
+	// figures rather than look itself.
+	RuntimeStats bool
 
 	d       *host.Daemon
 	dir     string
@@ -192,6 +195,9 @@ func (k *Kubelet) Close() error {
 	}
 	k.closed = true
 	errs := []error{k.end(unix.SIGTERM)}
+	// The kubelet mounts this folder on itself, to share mounts in it with pods.
+	for unix.Unmount(k.dir+"/root", unix.UMOUNT_NOFOLLOW) == nil {
+	}
 	for _, name := range []string{"kubepods/besteffort", "kubepods/burstable", "kubepods"} {
 		dirs, _ := filepath.Glob("/sys/fs/cgroup/*/" + k.d.Namespace + "/" + name)
 		if host.Unified() {
@@ -327,7 +333,8 @@ containerLogMaxSize: 32Ki
 containerLogMaxFiles: 5
 containerLogMonitorInterval: 3s
 crashLoopBackOff: { maxContainerRestartPeriod: 2s }
-`, k.dir, k.d.Socket, k.port, k.d.Namespace, free)
+featureGates: { PodAndContainerStatsFromCRI: %[6]v }
+`, k.dir, k.d.Socket, k.port, k.d.Namespace, free, k.RuntimeStats)
 }
 
 func freePort() (int, error) {
