@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package claim keeps processes from doing the same thing at once, and remembers
+// what a process was about when it died.
+//
+// There is no daemon that could hold a mutex: several programs, or several users of
+// one, work on the same records. A claim is a file that its holder has locked
+// (F_OFD_SETLK in fcntl(2)); the kernel drops the lock when the holder dies, and the
+// file then tells what was left undone. The package knows nothing of what is
+// claimed.
+package claim
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// pollInterval is how often a wait looks again. The kernel could wait, but not until
+// a context ends.
+const pollInterval = 5 * time.Millisecond
+
+// Note is what a holder tells the others.
+type Note struct {
+	Owner string // on whose behalf: an ID
+	Task  string // what for: one word
+	Pod   string // of the owner, where there is one
+}
+
+// HeldError says that another living process, or another part of this one, holds
+// the claim. Its class is AlreadyExists.
+type HeldError struct {
+	Name string
+	By   Note
+}
+
+func (e *HeldError) Error() string {
+	return fmt.Sprintf("%q is claimed by %s (%s): %v", e.Name, e.By.Owner, e.By.Task, errdefs.ErrAlreadyExists)
+}
+
+// Unwrap gives the class.
+func (e *HeldError) Unwrap() error { return errdefs.ErrAlreadyExists }
+
+// Dir is a folder of claims. It is made when it is needed.
+type Dir string
+
+// Claim is held until Release, or until the process ends. Not safe for concurrent
+// use.
+type Claim struct {
+	file *os.File
+	// Left is the note of a holder that died, or gave up, before it was done.
+	Left *Note
+}
+
+// Take claims a name, which may be any text, or returns a HeldError.
+func (d Dir) Take(name string, note Note) (*Claim, error) {
+	if err := os.MkdirAll(string(d), 0o700); err != nil {
+		return nil, fmt.Errorf("claim %q: %w", name, wrap(err))
+	}
+	path := d.path(name)
+	for {
+		c, err := take(path)
+		if errors.Is(err, errReplaced) {
+			continue
+		}
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, &HeldError{Name: name, By: holder(path)}
+		}
+		if err == nil {
+			err = c.write(name, note)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("claim %q: %w", name, wrap(err))
+		}
+		return c, nil
+	}
+}
+
+// Wait is Take that waits for the holder, until ctx ends.
+func (d Dir) Wait(ctx context.Context, name string, note Note) (*Claim, error) {
+	var c *Claim
+	err := poll(ctx, func() error {
+		var err error
+		c, err = d.Take(name, note)
+		return err
+	})
+	return c, err
+}
+
+// Abandoned returns the names that a dead process had claimed, or that were
+// claimed and kept by Leave, with the given prefix.
+func (d Dir) Abandoned(prefix string) ([]string, error) {
+	entries, err := os.ReadDir(string(d))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list claims: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if t, err := abandoned(filepath.Join(string(d), e.Name())); err == nil && t.Name != "" && strings.HasPrefix(t.Name, prefix) {
+			names = append(names, t.Name)
+		}
+	}
+	return names, nil
+}
+
+// abandoned reads a claim that nobody holds. It takes no lock, not even for a
+// moment: somebody might fail over it.
+func abandoned(path string) (text, error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return text{}, err
+	}
+	defer f.Close()
+	lock := exclusive()
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
+		return text{}, err
+	}
+	if lock.Type != unix.F_UNLCK {
+		return text{}, unix.EWOULDBLOCK
+	}
+	return read(f), nil
+}
+
+// path is short and plain whatever the name is; names have IDs of 76 characters,
+// file names 255.
+func (d Dir) path(name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return filepath.Join(string(d), hex.EncodeToString(sum[:]))
+}
+
+var errReplaced = errors.New("removed by its holder meanwhile")
+
+// take locks a file, which is made unless it is there.
+func take(path string) (*Claim, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	lock := exclusive()
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	if !names(path, f) {
+		_ = f.Close()
+		return nil, errReplaced
+	}
+	return &Claim{file: f}, nil
+}
+
+// text is what a claim's file holds.
+type text struct {
+	Name string
+	Note
+}
+
+// write leaves the note; before it, it reads the last one's.
+func (c *Claim) write(name string, note Note) error {
+	if was := read(c.file); was.Name != "" {
+		c.Left = &was.Note
+	}
+	b, err := json.Marshal(text{name, note})
+	if err == nil {
+		err = c.file.Truncate(0)
+	}
+	if err == nil {
+		_, err = c.file.WriteAt(b, 0)
+	}
+	if err != nil {
+		c.Leave()
+	}
+	return err
+}
+
+// read returns what was written, zero if that was cut short.
+func read(f *os.File) text {
+	var t text
+	if b, err := io.ReadAll(io.NewSectionReader(f, 0, math.MaxInt64)); err == nil {
+		_ = json.Unmarshal(b, &t)
+	}
+	return t
+}
+
+func holder(path string) Note {
+	f, err := os.Open(path)
+	if err != nil {
+		return Note{}
+	}
+	defer f.Close()
+	return read(f).Note
+}
+
+func exclusive() unix.Flock_t { return unix.Flock_t{Type: unix.F_WRLCK} }
+
+// Release ends the claim. What it was for is done, or undone.
+func (c *Claim) Release() {
+	// While it is locked: nobody else can have made another of that name.
+	_ = os.Remove(c.file.Name())
+	_ = c.file.Close()
+}
+
+// Leave ends the claim as the death of the process would, so that somebody cleans
+// up.
+func (c *Claim) Leave() { _ = c.file.Close() }
+
+// Mode is how a directory is locked.
+type Mode int
+
+// Readers share a lock.
+const (
+	Shared    Mode = unix.LOCK_SH
+	Exclusive Mode = unix.LOCK_EX
+)
+
+// LockDir locks a directory (flock(2)), which must be there, waiting until ctx ends. The
+// returned function unlocks it. A directory that was replaced meanwhile is not
+// locked but NotFound.
+func LockDir(ctx context.Context, path string, mode Mode) (unlock func(), err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("lock: %w", wrap(err))
+	}
+	err = poll(ctx, func() error { return flock(f, int(mode)) })
+	if err == nil && !names(path, f) {
+		err = errdefs.ErrNotFound
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, wrap(err))
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// poll repeats try while somebody else holds the lock.
+func poll(ctx context.Context, try func() error) error {
+	for {
+		err := try()
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errdefs.IsAlreadyExists(err) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		case <-time.After(pollInterval):
+		}
+	}
+}
+
+func flock(f *os.File, how int) error {
+	for {
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// names tells whether the path still leads to the open file.
+func names(path string, f *os.File) bool {
+	now, err := os.Lstat(path)
+	if err != nil {
+		return false
+	}
+	opened, err := f.Stat()
+	return err == nil && os.SameFile(now, opened)
+}
+
+// wrap gives errors of the system their class.
+func wrap(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w: %w", err, errdefs.ErrPermissionDenied)
+	}
+	return err
+}
