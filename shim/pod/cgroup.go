@@ -47,7 +47,9 @@ func makeCgroup(root, parent string) (made []string, err error) {
 			switch {
 			case err == nil:
 				made = append(made, dir)
-				err = inheritCpuset(dir)
+				if fsType(dir) == unix.CGROUP_SUPER_MAGIC {
+					err = inheritCpuset(dir)
+				}
 			case errors.Is(err, unix.EEXIST):
 				err = nil
 			}
@@ -99,12 +101,12 @@ func fsType(dir string) int64 {
 }
 
 // inheritCpuset gives a new cgroup of v1 the processors and memory nodes of the one
-// above: without them it takes no process.
+// above: without them it takes no process. (In v2 empty means the same.)
 func inheritCpuset(dir string) error {
 	for _, name := range [...]string{"cpuset.cpus", "cpuset.mems"} {
 		text, err := os.ReadFile(filepath.Join(dir, name))
 		if errors.Is(err, unix.ENOENT) {
-			return nil // another controller's, or v2, where empty means the same
+			return nil // another controller's
 		}
 		if err != nil {
 			return err
