@@ -291,6 +291,9 @@ func (s *Service) start(c *ttrpc.Call) {
 		c.Fail(fault.Wrap(fault.Internal, "start sandbox "+s.query.SandboxID, err))
 		return
 	}
+	// The first to enter a cgroup since a while is the first member: no pause
+	// container has.
+	s.host.Loop.Go(cgroup.Hasten, nil)
 	s.state, s.createdAt = ready, time.Now().UnixNano()
 	// No pid is told: containerd would write paths of that process's namespaces into
 	// the members' specifications, where one that missed its rewriting would join
