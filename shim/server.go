@@ -8,6 +8,7 @@ package shim
 import (
 	"fmt"
 	"os"
+	"path"
 	"runtime"
 	"strconv"
 	"time"
@@ -85,6 +86,8 @@ func Serve() error {
 		if err := s.ttrpc.Listen(plan.ServerFD); err != nil {
 			return err
 		}
+	} else {
+		s.name()
 	}
 	s.connsChanged(s.ttrpc.Conns())
 	s.refresh.base = s.memory()
@@ -241,6 +244,14 @@ func (s *server) end() {
 		_ = unix.Unlink(s.plan.Socket)
 		s.loop.Stop()
 	})
+}
+
+// name gives the process the short name (proc_pid_comm(5)) that tools look for.
+// After an exec of /proc/self/exe it is "exe".
+func (s *server) name() {
+	if err := os.WriteFile("/proc/self/comm", []byte(path.Base(s.plan.Binary)), 0); err != nil {
+		s.log.warn(err.Error())
+	}
 }
 
 // dump writes the stacks of all goroutines to the log.
