@@ -57,6 +57,9 @@ func Bundle(pid int, id string) (string, error) {
 // address reads what containerd has noted when it started the shim: since 2.0
 // as bootstrap.json, before as plain text.
 func (s Shim) address() (string, error) {
+	if s.Bundle == "" {
+		return "", fmt.Errorf("shim of container %s: no bundle is known: %w", s.ID, errdefs.ErrNotFound)
+	}
 	var boot struct {
 		Address  string `json:"address"`
 		Protocol string `json:"protocol"`

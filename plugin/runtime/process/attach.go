@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/berthd/berth/plugin/runtime/process/control"
+)
+
+var (
+	// ErrDetached is returned when the user has typed the keys to detach.
+	ErrDetached = errdefs.ErrAborted.WithMessage("detached")
+	// ErrTooSlow is returned to a client of Attach that was cut off since it did not
+	// take output while the process went on.
+	ErrTooSlow = errdefs.ErrResourceExhausted.WithMessage("cut off: output was not taken in time")
+)
+
+// DetachKeys is the default for ParseDetachKeys.
+const DetachKeys = "ctrl-p,ctrl-q"
+
+// AttachRequest says what a client takes part in: the streams that are not nil.
+type AttachRequest struct {
+	// Stdin is read until its end. That ends the process's input if the container
+	// was made so (stdin once); else it ends this Attach, unless there is a
+	// terminal. A read that is in progress at the end is the caller's to end.
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer // with a terminal there is only Stdout
+	Resize         <-chan Size
+	DetachKeys     []byte
+}
+
+// Attach follows the container's process, beside any number of others, from now on
+// until it has ended and its output is written. A client that does not read is cut
+// off (ErrTooSlow); the container never waits for one. When ctx ends, or the user
+// detaches (ErrDetached), the container goes on.
+func (c *Container) Attach(ctx context.Context, r AttachRequest) error {
+	if c.Spoofed() {
+		return nil
+	}
+	if err := c.Living(); err != nil {
+		return fmt.Errorf("attach: %w", err)
+	}
+	settings := &c.Metadata.Settings
+	conn, err := c.shim().Attach(ctx, "", control.Streams{
+		Stdin: r.Stdin != nil, Stdout: r.Stdout != nil, Stderr: r.Stderr != nil, Once: settings.StdinOnce,
+	})
+	if err != nil {
+		return err
+	}
+	client, leave := context.WithCancelCause(ctx)
+	defer leave(nil)
+	// Closing is what ends a read of the connection.
+	stop := context.AfterFunc(client, func() { _ = conn.Close() })
+	defer stop()
+	defer conn.Close()
+	if r.Resize != nil {
+		c.s.background.Go(func() { c.resize(client, "", r.Resize) })
+	}
+	if r.Stdin != nil {
+		go func() { // see AttachRequest.Stdin
+			_, err := io.Copy(conn, detaching(r.Stdin, r.DetachKeys))
+			switch {
+			case errors.Is(err, ErrDetached):
+				leave(ErrDetached)
+			case err != nil || settings.StdinOnce || settings.Terminal:
+				_ = conn.CloseWrite() // it may be over
+			default:
+				leave(errInputEnded)
+			}
+		}()
+	}
+	err = conn.Copy(r.Stdout, r.Stderr)
+	switch cause := context.Cause(client); {
+	case cause == errInputEnded:
+		return nil
+	case cause != nil:
+		return fmt.Errorf("attach to container %s: %w", c.ID, cause)
+	case err != nil:
+		return fmt.Errorf("attach to container %s: %w", c.ID, err)
+	case c.Living() == nil && c.goesOn(ctx):
+		return fmt.Errorf("attach to container %s: %w", c.ID, ErrTooSlow)
+	}
+	return nil
+}
+
+var errInputEnded = errors.New("input ended")
+
+// goesOn tells whether a process whose output has ended still lives. It may be
+// about to end, or have closed its streams itself.
+func (c *Container) goesOn(ctx context.Context) bool {
+	p := c.StateNoLock().Init()
+	h, err := p.Open()
+	if err != nil {
+		return false
+	}
+	defer h.Close()
+	ctx, cancel := context.WithTimeout(ctx, streamPatience.window)
+	defer cancel()
+	return h.Wait(ctx) != nil
+}
+
+// ParseDetachKeys reads keys as docker and kubectl write them: characters, or
+// ctrl- and one of a-z @ [ \ ] ^ _, with commas between. Empty is none.
+func ParseDetachKeys(text string) ([]byte, error) {
+	if text == "" {
+		return nil, nil
+	}
+	var keys []byte
+	for _, key := range strings.Split(text, ",") {
+		ctrl, is := strings.CutPrefix(strings.ToLower(key), "ctrl-")
+		switch {
+		case is && len(ctrl) == 1 && (ctrl[0] >= 'a' && ctrl[0] <= 'z' || strings.Contains("@[\\]^_", ctrl)):
+			const mask = 0x1f // what the control key leaves of a character
+			keys = append(keys, ctrl[0]&mask)
+		case !is && len(key) == 1:
+			keys = append(keys, key[0])
+		default:
+			return nil, fmt.Errorf("detach key %q: %w", key, errdefs.ErrInvalidArgument)
+		}
+	}
+	return keys, nil
+}
+
+// detacher reads from r until the keys come one after the other.
+type detacher struct {
+	r       io.Reader
+	keys    []byte
+	matched int // of keys, held back
+	buffer  []byte
+	out     []byte // ready to be read
+	err     error  // after out
+}
+
+func detaching(r io.Reader, keys []byte) io.Reader {
+	if len(keys) == 0 {
+		return r
+	}
+	return &detacher{r: r, keys: keys, buffer: make([]byte, copyBytes)}
+}
+
+func (d *detacher) Read(p []byte) (int, error) {
+	for len(d.out) == 0 && d.err == nil {
+		n, err := d.r.Read(d.buffer)
+		d.take(d.buffer[:n])
+		if err != nil && d.err == nil {
+			d.out, d.matched = append(d.out, d.keys[:d.matched]...), 0
+			d.err = err
+		}
+	}
+	n := copy(p, d.out)
+	d.out = d.out[n:]
+	if n == 0 {
+		return 0, d.err
+	}
+	return n, nil
+}
+
+func (d *detacher) take(p []byte) {
+	for _, b := range p {
+		if b != d.keys[d.matched] { // what was held back were no keys; this may be the first
+			d.out, d.matched = append(d.out, d.keys[:d.matched]...), 0
+		}
+		if b != d.keys[d.matched] {
+			d.out = append(d.out, b)
+			continue
+		}
+		if d.matched++; d.matched == len(d.keys) {
+			d.err = ErrDetached
+			return
+		}
+	}
+}
