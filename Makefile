@@ -26,6 +26,9 @@ export BERTH_BUILD := $(CURDIR)/$(BUILD)
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 13
 
+# Neither needs the kubelet, which takes three minutes to build.
+run bench: export WITHOUT := kubelet
+
 run: deps build ## see it work: real containers under a private containerd (IMAGE=docker.io/library/...)
 	@$(GO) run ./integration/demo -image '$(IMAGE)'
 
@@ -54,7 +57,7 @@ fuzz: ## each fuzz target for FUZZTIME
 	  done; \
 	done
 
-deps: ## what the tests and `make run` drive: containerd, runc, CNI plugins, a registry, images
+deps: ## what the tests and `make run` drive: containerd, runc, CNI plugins, a registry, a kubelet, images
 	@integration/deps/apt.sh busybox-static libseccomp-dev pkg-config iptables
 	@integration/deps/build.sh $(DEPS)
 	@integration/deps/newer.sh crun $(DEPS)

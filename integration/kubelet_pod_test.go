@@ -358,6 +358,21 @@ func kubeResources(t *testing.T, n *kubeNode) {
 		t.Errorf("cgroups, want %s:\n%s", want, groups)
 	}
 
+	podLimit := func() string {
+		name, controller := "memory.limit_in_bytes", "memory"
+		if host.Unified() {
+			name = "memory.max"
+		}
+		text, err := os.ReadFile(filepath.Dir(cgroupOf(t, pid, controller)) + "/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(text))
+	}
+	if got, want := podLimit(), strconv.Itoa((32+16)<<20); got != want {
+		t.Errorf("the pod's memory limit is %s, want %s, with its overhead", got, want)
+	}
+
 	n.apply(t, "guaranteed", "$CPU", "200m", "$MEMORY", "48Mi")
 	eventually(t, patience, func() string {
 		if got, want := limits(), fmt.Sprintf("%d 20000 100000", 48<<20); got != want {
@@ -368,6 +383,9 @@ func kubeResources(t *testing.T, n *kubeNode) {
 	pod = n.await(t, "guaranteed", "resized", func(p *kubelet.Pod) bool {
 		return p.Container("main").Resources.Limits["memory"] == "48Mi"
 	})
+	if got, want := podLimit(), strconv.Itoa((48+16)<<20); got != want {
+		t.Errorf("after the resize the pod's memory limit is %s, want %s", got, want)
+	}
 	if got := pod.Container("main"); got.RestartCount != 0 || got.ContainerID != c.ContainerID || born(t, pid) != before {
 		t.Errorf("the resize restarted the container: %v", pod)
 	}
@@ -399,6 +417,27 @@ func kubeStats(t *testing.T, n *kubeNode) {
 		received = 0
 	}
 	eventually(t, patience, func() string { return judge(n.k, received) })
+	metrics, err := n.k.Get("/metrics/resource")
+	if want := `container_cpu_usage_seconds_total{container="busy",namespace="default",pod="stats-node"}`; err != nil || !strings.Contains(string(metrics), want) {
+		t.Errorf("metrics without %s: %v\n%s", want, err, metrics)
+	}
+}
+
+// kubeCheckpoint: the container goes on, and the archive is nobody else's.
+func kubeCheckpoint(t *testing.T, n *kubeNode) {
+	w := n.witness(t)
+	path, err := n.k.Checkpoint("steady", "idle")
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Mode().Perm() != 0o600 || info.Size() < 10000 {
+		t.Errorf("the archive has mode %v and %d bytes", info.Mode(), info.Size())
+	}
+	w.confirm(t, n)
 }
 
 // kubeRuntimeStats: the same figures from the runtime.

@@ -68,6 +68,7 @@ var kubeCases = []kubeCase{
 	{name: "out of memory", test: kubeOOM, pods: []string{"oom"}, short: true},
 	{name: "log rotation", test: kubeRotation, pods: []string{"talk"}, begin: kubeFollow},
 	{name: "stats", test: kubeStats, pods: []string{"stats", "web"}, short: true},
+	{name: "checkpoint", test: kubeCheckpoint, pods: []string{"steady"}},
 	{name: "kubelet restart", test: kubeRestart, pods: []string{"steady", "leaving"}},
 	{name: "containerd restart", test: kubeContainerdRestart, pods: []string{"steady", "leaving"}},
 	{name: "stats of the runtime", test: kubeRuntimeStats, pods: []string{"stats", "web"}},
@@ -80,6 +81,7 @@ var kubeCases = []kubeCase{
 func TestKubelet(t *testing.T) {
 	for _, form := range kubeForms() {
 		t.Run(form.name, func(t *testing.T) {
+			t.Parallel() // they wait more than they work
 			n := form.start(t)
 			var applied []string
 			for _, c := range kubeCases {

@@ -216,4 +216,22 @@ func (k *Kubelet) ContainerLog(pod, container, query string) (string, error) {
 	return string(text), err
 }
 
+// Checkpoint has a container's checkpoint made and returns the archive's path.
+func (k *Kubelet) Checkpoint(pod, container string) (string, error) {
+	path := fmt.Sprintf("/checkpoint/default/%s/%s", podName(pod), container)
+	response, err := k.client.Post(k.url(path), "", nil)
+	if err != nil {
+		return "", err
+	}
+	text, err := k.body(response)
+	if err != nil {
+		return "", err
+	}
+	var answer struct{ Items []string }
+	if err := json.Unmarshal(text, &answer); err != nil || len(answer.Items) != 1 {
+		return "", fmt.Errorf("%s: answer %q: %w", path, text, err)
+	}
+	return answer.Items[0], nil
+}
+
 func podName(manifest string) string { return manifest + "-" + Node }
