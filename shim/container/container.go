@@ -66,6 +66,7 @@ type Container struct {
 	starting  bool
 	starts    int
 	initEnded bool // init is gone; its end may still wait for those of execs
+	closing   bool // there shall be no more execs
 }
 
 // New returns a container that Create will make. connected tells whether

@@ -41,6 +41,9 @@ func (c *Container) Exec(id string, s Stdio, spec []byte) error {
 	if err := c.state.permit(Exec); err != nil {
 		return err
 	}
+	if c.closing {
+		return errClosing
+	}
 	if _, err := c.Process(id); err == nil {
 		return fault.New(fault.AlreadyExists, "exec "+id+" already exists")
 	}
@@ -58,6 +61,8 @@ func (c *Container) StartExec(p *Process, limit time.Duration, reply func(pid in
 	case err != nil:
 	case c.initEnded:
 		err = fault.New(fault.FailedPrecondition, "cannot exec in a container whose init has ended")
+	case c.closing:
+		err = errClosing
 	case p.busy || p.state != Created:
 		err = fault.New(fault.FailedPrecondition, "cannot start exec "+p.id+" a second time")
 	}
@@ -89,6 +94,7 @@ func (c *Container) StartExec(p *Process, limit time.Duration, reply func(pid in
 		e := wire.TaskExecStarted{ContainerID: c.h.Plan.ID, ExecID: p.id, Pid: uint32(p.pid)}
 		c.publish(e.Topic(), e.TypeURL(), e.Append(nil))
 		reply(p.pid, nil)
+		p.stopExec()
 	})
 }
 

@@ -19,6 +19,7 @@ const (
 	fieldCheckpoint
 	fieldMounted
 	fieldInitEnded
+	fieldClosing
 )
 
 // A process within it.
@@ -65,7 +66,8 @@ func (c *Container) Snapshot(b []byte, keep func(fd int)) []byte {
 	}
 	b = wire.AppendString(b, fieldCheckpoint, c.checkpoint)
 	b = wire.AppendBool(b, fieldMounted, c.mounted)
-	return wire.AppendBool(b, fieldInitEnded, c.initEnded)
+	b = wire.AppendBool(b, fieldInitEnded, c.initEnded)
+	return wire.AppendBool(b, fieldClosing, c.closing)
 }
 
 func (p *Process) snapshot(b []byte, keep func(fd int)) []byte {
@@ -113,6 +115,8 @@ func Restore(h Host, connected bool, b []byte) (*Container, error) {
 			f.Bool(&c.mounted)
 		case fieldInitEnded:
 			f.Bool(&c.initEnded)
+		case fieldClosing:
+			f.Bool(&c.closing)
 		}
 		if err != nil {
 			return nil, err

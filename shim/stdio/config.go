@@ -83,7 +83,7 @@ func plan(cfg *Config) (lay layout, err error) {
 		return lay, fault.In("stdin", err)
 	}
 	switch lay.stdin.scheme {
-	case schemeNone, schemeFifo, schemePTY:
+	case schemeNone, schemeFifo, schemePTY, schemePipe:
 	default:
 		return lay, invalid(cfg.Stdin, "stdin can only be read from a fifo")
 	}

@@ -44,6 +44,7 @@ type flow struct {
 	// copying: one end is a terminal, which splice does not serve on all kernels.
 	copying bool
 	bulk    bool // the last piece was large: so will the next one be
+	fed     bool // input that clients give, and nobody else
 
 	waiting uint8 // what the loop watches
 	onEvent func(ev uint32)
@@ -56,6 +57,7 @@ type flow struct {
 	spooling bool // the job sees to the flow because of a spool, or for one
 	noSpool  bool // it could not be made: tried again when containerd has come and gone
 	mayFill  bool // the job may add to the spool
+	shown    bool // the job shows its bytes to logs and clients
 
 	// What the job found.
 	srcEnded   bool
@@ -81,7 +83,9 @@ func (f *flow) start() {
 	switch {
 	case f.over:
 	case f.src < 0 && !f.holds():
-		f.finish()
+		if !f.expects() {
+			f.finish()
+		}
 	case f.byJob():
 		f.s.work()
 	case f.src < 0 || len(f.pending) > 0:
@@ -94,7 +98,11 @@ func (f *flow) start() {
 // byJob tells whether the flow is work for the job instead of the loop.
 func (f *flow) byJob() bool { return f.spooling || f.logged() }
 
+// logged tells whether logs or clients see the flow's bytes.
 func (f *flow) logged() bool {
+	if f.s.clients.Wants(f.stream) {
+		return true
+	}
 	for i := range f.s.logs {
 		if f.stream >= 0 && f.s.logs[i].streams[f.stream] {
 			return true
@@ -102,6 +110,9 @@ func (f *flow) logged() bool {
 	}
 	return false
 }
+
+// expects tells whether there may be input without a source.
+func (f *flow) expects() bool { return f.fed || f.stream < 0 && f.s.inputPath != "" }
 
 // holds tells whether bytes wait for the sink.
 func (f *flow) holds() bool { return len(f.pending) > 0 || f.spool != nil }
@@ -155,6 +166,7 @@ func (f *flow) pump() {
 			return
 		case err == unix.EIO && f.copying: // nobody is there to read the input
 			f.pending = nil
+			f.roomForInput()
 		default:
 			f.fail(err)
 			return
@@ -169,6 +181,7 @@ func (f *flow) move() (int, error) {
 		n, err := unix.Write(f.dst, f.pending)
 		if n > 0 {
 			f.pending = f.pending[n:]
+			f.roomForInput()
 		}
 		f.sinkBroken = n < 0
 		return n, err
@@ -176,7 +189,7 @@ func (f *flow) move() (int, error) {
 	if f.src < 0 {
 		return 0, nil
 	}
-	if !f.copying && (f.bulk || !f.small()) {
+	if !f.copying && f.dst >= 0 && (f.bulk || !f.small()) {
 		n, err := unix.Splice(f.src, nil, f.dst, nil, spliceBytes, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 		return int(n), err
 	}
@@ -253,6 +266,10 @@ func (f *flow) spoolOn() {
 
 // sourceEnded is called at the end of the source, on the loop.
 func (f *flow) sourceEnded() {
+	if f.expects() {
+		f.waitFor(nothing)
+		return
+	}
 	if f.src >= 0 {
 		f.waitFor(f.waiting &^ source)
 		if f.src == f.s.master && f.stream >= 0 {
@@ -335,6 +352,7 @@ func (f *flow) close() {
 	closeFD(&f.dst)
 	f.dropSpool()
 	f.buffer, f.pending = nil, nil
+	f.roomForInput()
 }
 
 // dropSpool gives up the spool. It is one unlink, and only when a stream is given

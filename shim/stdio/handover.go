@@ -26,6 +26,7 @@ const (
 	fieldLinger  = 6 // repeated
 	fieldExited  = 7
 	fieldInput   = 8
+	fieldClients = 9
 	flowStream   = 1 // plus one
 	flowSource   = 2
 	flowSink     = 3
@@ -33,6 +34,7 @@ const (
 	flowPending  = 5
 	flowSpool    = 6
 	flowNoSpool  = 7
+	flowFed      = 8
 	tapKind      = 1
 	tapPath      = 2
 	tapStdout    = 3
@@ -82,6 +84,7 @@ func (s *Streams) Snapshot(b []byte, keep func(fd int)) []byte {
 			b = wire.End(f.spool.Append(b, keep), mark)
 		}
 		b = wire.AppendBool(b, flowNoSpool, f.noSpool)
+		b = wire.AppendBool(b, flowFed, f.fed)
 		b = wire.End(b, mark)
 	}
 	for i := range s.logs {
@@ -103,6 +106,11 @@ func (s *Streams) Snapshot(b []byte, keep func(fd int)) []byte {
 	}
 	if s.inputPath != "" {
 		b = wire.AppendBytes(b, fieldInput, []byte(s.inputPath))
+	}
+	if s.clients != nil {
+		b = wire.AppendTag(b, fieldClients, wire.Bytes)
+		mark := wire.Begin(b)
+		b = wire.End(s.clients.Snapshot(b, keep), mark)
 	}
 	return wire.AppendBool(b, fieldExited, s.exited)
 }
@@ -160,6 +168,8 @@ func Restore(l *loop.Loop, t *process.Table, cfg *Config, b []byte) (*Streams, e
 			f.Bool(&s.exited)
 		case fieldInput:
 			s.inputPath = string(f.Bytes)
+		case fieldClients: // behind the flows, which tell whether there is room for input
+			err = s.restoreClients(f.Bytes)
 		}
 		if err != nil {
 			return nil, fault.In("streams", err)
@@ -172,7 +182,7 @@ func Restore(l *loop.Loop, t *process.Table, cfg *Config, b []byte) (*Streams, e
 		g.check()
 	}
 	for _, f := range [3]*flow{s.in, s.out[0], s.out[1]} {
-		if f != nil && (f.stream >= 0 || s.inputPath == "") {
+		if f != nil {
 			f.start()
 		}
 	}
@@ -212,6 +222,8 @@ func (s *Streams) restoreFlow(b []byte) error {
 			f.spool, f.spooling = sp, true
 		case flowNoSpool:
 			v.Bool(&f.noSpool)
+		case flowFed:
+			v.Bool(&f.fed)
 		}
 	}
 	switch f.stream {

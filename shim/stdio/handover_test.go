@@ -37,8 +37,9 @@ func (p *proc) handOver() {
 			for _, lg := range old.loggers {
 				lg.onEnd = nil
 			}
-			old.logs = nil
+			old.logs, old.clients = nil, nil
 			for _, fd := range kept {
+				p.r.l.Unwatch(fd) // what the old ones' clients watch
 				if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
 					p.r.t.Errorf("descriptor %d: %v", fd, err)
 				}
@@ -131,7 +132,7 @@ func TestHandoverOfLogs(t *testing.T) {
 	cfg.Stderr = "file://" + r.dir + "/raw"
 	cfg.Log = LogConfig{Drivers: []string{"k8s-file:" + r.dir + "/k8s", "journald"}, JournalSocket: journal}
 	p := r.run(cfg, "cd "+r.dir+"; printf be; echo x >&2; until [ -e go ]; do sleep 0.01; done; printf 'gin\\n'; echo y >&2")
-	r.until("the beginning is logged", func() bool { return !p.working && len(r.contents(r.dir+"/raw")) == 2 })
+	r.until("the beginning is logged", func() bool { return !p.working && len(r.soFar(r.dir+"/raw")) == 2 })
 	for range 3 {
 		p.handOver()
 	}
@@ -170,7 +171,7 @@ func TestHandoverOfATerminalAndALogger(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.until("the terminal is quiet", func() bool { return strings.HasPrefix(r.contents(r.dir+"/logger.out"), "a") })
+	r.until("the terminal is quiet", func() bool { return strings.HasPrefix(r.soFar(r.dir+"/logger.out"), "a") })
 	in.WriteString("b\n")
 	p.exit()
 	r.on(p.Exited)

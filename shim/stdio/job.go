@@ -77,7 +77,7 @@ func (s *Streams) work() {
 		s.jobFlows[i] = nil
 		if f != nil && !f.over && f.byJob() {
 			f.waitFor(nothing)
-			f.mayFill = f.canSpool()
+			f.mayFill, f.shown = f.canSpool(), f.logged()
 			s.jobFlows[i] = f
 		}
 	}
@@ -86,6 +86,8 @@ func (s *Streams) work() {
 		return
 	}
 	s.working, s.again = true, false
+	s.jobClients = s.clients
+	s.jobClients.Lend()
 	s.yield.Store(false)
 	s.reopening, s.reopens = s.reopens, nil
 	s.l.Go(s.copyJob, s.copied)
@@ -133,6 +135,7 @@ func (s *Streams) afterCopy() {
 	s.working = false
 	done, err := s.reopening, s.reopenErr
 	s.reopening = nil
+	s.jobClients.Return()
 	if s.closed {
 		s.closeFlows()
 	} else {
@@ -191,7 +194,7 @@ func (f *flow) step(m *memory) bool {
 	switch {
 	case f.failure != nil, len(f.pending) > 0, f.src < 0, f.srcEnded, f.srcHung:
 		return progress
-	case f.logged():
+	case f.shown:
 		return f.read(m, readRounds) || progress
 	case f.spool == nil && (!f.mayFill || f.sinkReady()):
 		return false // the loop goes on with it
@@ -342,7 +345,7 @@ func (f *flow) noteRead(err error) {
 	}
 }
 
-// log shows data to the stream's logs.
+// log shows data to the stream's logs and clients.
 func (f *flow) log(data, scratch []byte) {
 	if len(data) == 0 {
 		return
@@ -353,4 +356,5 @@ func (f *flow) log(data, scratch []byte) {
 			t.log.Write(crilog.Stream(f.stream), data, now, scratch)
 		}
 	}
+	f.s.jobClients.Write(f.stream, data, scratch)
 }

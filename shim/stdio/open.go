@@ -73,12 +73,20 @@ func (s *Streams) open(lay *layout) error {
 
 // openInput makes the process's side of stdin. The client's side, a fifo, is left
 // to OpenInput. A fifo that is missing is no input.
-func (s *Streams) openInput(u *uri) error {
-	if u.scheme != schemeFifo {
+func (s *Streams) openInput(u *uri) (err error) {
+	switch u.scheme {
+	case schemeNone:
 		return nil
+	case schemePTY, schemePipe:
+		s.in = s.newFlow(-1)
+		s.in.fed = true
+		if !s.cfg.Terminal {
+			s.files[0], s.in.dst, err = s.processPipe(1)
+		}
+		return err
 	}
 	var st unix.Stat_t
-	err := unix.Stat(u.path, &st)
+	err = unix.Stat(u.path, &st)
 	if err == unix.ENOENT {
 		return nil
 	}
@@ -225,7 +233,7 @@ func (s *Streams) openOutput(lay *layout, i int) error {
 		}
 		s.out[i].fifo = true
 		return nil
-	case logged:
+	case logged || u.scheme == schemePipe:
 		return s.openFlow(i, -1)
 	}
 	return nil // no output, or a terminal's without a client

@@ -259,6 +259,12 @@ func (r *rig) contents(path string) string {
 	return string(b)
 }
 
+// soFar is what is in a file that may not be there yet.
+func (r *rig) soFar(path string) string {
+	b, _ := os.ReadFile(path)
+	return string(b)
+}
+
 func (r *rig) entries(path string) []crilog.Entry {
 	r.t.Helper()
 	es, err := crilog.Read([]byte(r.contents(path)))

@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berthd/berth/shim/attach"
 	"github.com/berthd/berth/shim/loop"
 	"github.com/berthd/berth/shim/process"
 )
@@ -45,6 +46,7 @@ type Streams struct {
 	gone      func() // called when all loggers have ended after Close; nil: nobody asked
 	lingers   []*linger
 	waiters   []*waiter
+	clients   *attach.Hub // nil: nobody has ever attached
 
 	master    int // the terminal; -1: none. Owned by a flow
 	connected bool
@@ -52,17 +54,18 @@ type Streams struct {
 	closed    bool
 
 	// The job that serves flows which must not run on the loop.
-	working   bool
-	again     bool        // something changed while it ran
-	yield     atomic.Bool // it should come to an end
-	retry     *loop.Timer // it waits for the loop's quiet moment to pass
-	memory    memory
-	jobFlows  [2]*flow // what it serves; nil: none
-	copyJob   func()   // copyFlows, made once
-	copied    func()   // afterCopy, made once
-	reopens   []func(error)
-	reopening []func(error) // the job does these
-	reopenErr error
+	working    bool
+	again      bool        // something changed while it ran
+	yield      atomic.Bool // it should come to an end
+	retry      *loop.Timer // it waits for the loop's quiet moment to pass
+	memory     memory
+	jobFlows   [2]*flow // what it serves; nil: none
+	jobClients *attach.Hub
+	copyJob    func() // copyFlows, made once
+	copied     func() // afterCopy, made once
+	reopens    []func(error)
+	reopening  []func(error) // the job does these
+	reopenErr  error
 }
 
 // waiter is a call of Drained that has not been answered.
@@ -180,6 +183,9 @@ func closeFD(fd *int) {
 func (s *Streams) CloseStdin() {
 	s.OpenInput()
 	closeFD(&s.keeper)
+	if s.in != nil && s.in.fed {
+		s.endInput()
+	}
 }
 
 // Resize sets the size of the terminal. Without a terminal it does nothing.
@@ -265,6 +271,9 @@ func (s *Streams) drained() bool {
 
 // settle is called whenever a part has come to its end.
 func (s *Streams) settle() {
+	if s.exited && !s.working && s.allOver() {
+		s.clients.Close()
+	}
 	if !s.working && len(s.logs) > 0 && s.allOver() {
 		s.closeLogs()
 		return
@@ -342,6 +351,7 @@ func (s *Streams) closeFlows() {
 			f.close()
 		}
 	}
+	s.clients.Close()
 	s.memory.close()
 	s.answerReopens()
 	if len(s.logs) > 0 {

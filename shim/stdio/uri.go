@@ -18,6 +18,7 @@ const (
 	schemeBinaryV2 = "binary-v2"
 	schemeCRI      = "cri"
 	schemePTY      = "pty"
+	schemePipe     = "pipe" // the shim's own: for clients of attach
 )
 
 // uri is the address of a stream, taken apart. net/url is not used: it is large,
@@ -43,8 +44,11 @@ func parseURI(s string) (uri, error) {
 		return pathURI(schemeFifo, s, s)
 	}
 	switch scheme {
-	case schemePTY:
-		return uri{scheme: schemePTY}, nil
+	case schemePTY, schemePipe:
+		if rest != "" {
+			return uri{}, invalid(s, "nothing may follow "+scheme+"://")
+		}
+		return uri{scheme: scheme}, nil
 	case schemeFifo: // the rest is a path as it is, as without scheme
 		return pathURI(scheme, rest, s)
 	case schemeFile, schemeBinary, schemeBinaryV2, schemeCRI:

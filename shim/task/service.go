@@ -67,16 +67,6 @@ func (s *Service) Restore(b []byte) (err error) {
 	return err
 }
 
-// Reopen makes the container's log writers open their files anew.
-func (s *Service) Reopen(id string, done func(error)) {
-	c, err := s.find(id)
-	if err != nil {
-		done(err)
-		return
-	}
-	c.Reopen(done)
-}
-
 // Serves tells whether calls to the named service are for s.
 func Serves(service []byte) bool {
 	return string(service) == wire.TaskService || string(service) == ServiceV3
