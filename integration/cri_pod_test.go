@@ -5,15 +5,19 @@ package integration
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -49,7 +53,10 @@ func TestPods(t *testing.T) {
 			podCase{"stats", podStats},
 			podCase{"resources", podResources},
 			podCase{"update", podUpdate},
+			podCase{"shrink", podShrink},
 			podCase{"out of memory", podOOM},
+			podCase{"probes", podProbes},
+			podCase{"pause killed", podPauseKilled},
 			podCase{"two containers", podTwoContainers},
 			podCase{"bad program", podBadProgram},
 			podCase{"process", podProcess},
@@ -378,8 +385,28 @@ func podStop(t *testing.T, n *node) {
 			t.Errorf("%s: exit code %d, want %d", c.name, s.GetExitCode(), c.code)
 		}
 	}
+	// Who stops twice at once sends one signal.
+	id := startIn(t, n, pod, in(pod, "trap 'echo signal' TERM; trap 'exit 0' USR1; echo ready; while :; do sleep 0.1; done"))
+	n.check(t, id, "usleep", "200000")
+	var stopping sync.WaitGroup
+	for range 3 {
+		stopping.Go(func() {
+			if err := n.Client.Stop(n.ctx(t), id, 20*time.Second); err != nil {
+				t.Errorf("stop at once: %v", err)
+			}
+		})
+	}
+	n.check(t, id, "sh", "-c", "sleep 0.7; kill -USR1 1")
+	stopping.Wait()
+	s, err := n.ContainerStatus(n.ctx(t), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(s.GetLogPath()); err != nil || strings.Count(string(text), "signal") != 1 {
+		t.Errorf("stopped by three at once: log %q, %v, want one signal", text, err)
+	}
 	// A created container can be stopped and removed.
-	id, err := pod.Create(n.ctx(t), idle("never-started"))
+	id, err = pod.Create(n.ctx(t), idle("never-started"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -419,6 +446,105 @@ func podUpdate(t *testing.T, n *node) {
 	if got := s.GetResources().GetLinux(); got.GetMemoryLimitInBytes() != 96<<20 || got.GetCpuShares() != 512 {
 		t.Errorf("status says %v, want the new memory limit and the old shares", got)
 	}
+}
+
+// podShrink asks for less memory than is used: an error, and nothing changed.
+// With version 2 of cgroups the kernel makes room instead.
+func podShrink(t *testing.T, n *node) {
+	if host.Unified() {
+		t.Skip("version 2 of cgroups does not refuse")
+	}
+	pod := n.pod(t)
+	id := startIn(t, n, pod, in(pod, "head -c 30000000 /dev/zero > /dev/shm/held; tail -f /dev/null", func(c *runtime.ContainerConfig) {
+		c.Linux.Resources.MemoryLimitInBytes = 128 << 20
+	}))
+	const limit = "/sys/fs/cgroup/memory/memory.limit_in_bytes"
+	eventually(t, patience, func() string {
+		if used := n.check(t, id, "cat", "/sys/fs/cgroup/memory/memory.usage_in_bytes"); len(used) < len("30000000") {
+			return "used " + used
+		}
+		return ""
+	})
+	_, err := n.UpdateContainerResources(n.ctx(t), &runtime.UpdateContainerResourcesRequest{
+		ContainerId: id, Linux: &runtime.LinuxContainerResources{MemoryLimitInBytes: 8 << 20},
+	})
+	if err == nil || !strings.Contains(err.Error(), "memory") {
+		t.Errorf("update: %v, want an error that names memory", err)
+	}
+	if got := n.check(t, id, "cat", limit); got != strconv.Itoa(128<<20) {
+		t.Errorf("limit %s, want %d", got, 128<<20)
+	}
+	s, err := n.ContainerStatus(n.ctx(t), id)
+	if err != nil || s.GetResources().GetLinux().GetMemoryLimitInBytes() != 128<<20 {
+		t.Errorf("status says %v, %v", s.GetResources(), err)
+	}
+}
+
+// podProbes executes many commands and looks for what they leave in the shim.
+func podProbes(t *testing.T, n *node) {
+	pod := n.pod(t)
+	id := startIn(t, n, pod, in(pod, "trap 'exit 0' TERM; sleep 100000 & wait"))
+	name := fmt.Sprintf(" %d:", n.shim(t, n.shimOf(pod, id)))
+	of := func() (fds []string) {
+		for _, line := range n.Count(t)["fds"] {
+			if strings.Contains(line, name) {
+				fds = append(fds, line)
+			}
+		}
+		slices.Sort(fds)
+		return fds
+	}
+	n.check(t, id, "true")
+	before := of()
+	for range 20 {
+		if got := n.check(t, id, "echo", "fine"); got != "fine" {
+			t.Fatalf("probe: %q", got)
+		}
+	}
+	eventually(t, patience, func() string {
+		if after := of(); !slices.Equal(after, before) || len(before) == 0 {
+			return fmt.Sprintf("descriptors of the shim %q, before %q", after, before)
+		}
+		return ""
+	})
+	if ps := strings.Count(n.check(t, id, "ps"), "\n"); ps > 4 {
+		t.Errorf("%d processes left", ps)
+	}
+}
+
+// shimOf is the id that the shim of a container was started with: containerd's
+// own shim serves the pod.
+func (n *node) shimOf(pod *cri.Pod, id string) string {
+	if n.rt.Berth {
+		return id
+	}
+	return pod.ID
+}
+
+// podPauseKilled kills the process of a sandbox: the pod is not ready any more,
+// its containers run on, and all of it can be removed.
+func podPauseKilled(t *testing.T, n *node) {
+	if n.pauseless() {
+		t.Skip("no process to kill; see TestPauseless")
+	}
+	pod := n.pod(t)
+	id := startIn(t, n, pod, in(pod, "trap 'exit 0' TERM; sleep 100000 & wait"))
+	answer, err := n.PodSandboxStatus(n.ctx(t), &runtime.PodSandboxStatusRequest{PodSandboxId: pod.ID, Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info struct{ Pid int }
+	if err := json.Unmarshal([]byte(answer.GetInfo()["info"]), &info); err != nil || info.Pid < 2 {
+		t.Fatalf("process %d, %v", info.Pid, err)
+	}
+	if err := unix.Kill(info.Pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	n.awaitPod(t, pod, runtime.PodSandboxState_SANDBOX_NOTREADY)
+	if got := n.check(t, id, "echo", "alive"); got != "alive" {
+		t.Errorf("exec: %q", got)
+	}
+	n.refused(t, pod, in(pod, "true"), "not")
 }
 
 // 67: the reason of the end is told.
