@@ -99,6 +99,9 @@ type ExecRequest struct {
 	Stdout, Stderr io.Writer
 	// Resize changes the terminal, the last size counts. The caller closes it, or not.
 	Resize <-chan Size
+	// DetachKeys, typed one after the other, leave the process alone; see
+	// process.ParseDetachKeys. The error is process.ErrDetached.
+	DetachKeys []byte
 }
 
 // ExecResult is what ExecSync saw.
@@ -114,6 +117,7 @@ type AttachRequest struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 	Resize         <-chan Size
+	DetachKeys     []byte // as in ExecRequest
 	// Started, if not nil, is closed once output would be seen.
 	Started chan<- struct{}
 }
