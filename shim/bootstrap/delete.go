@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berthd/berth/shim/attach"
 	"github.com/berthd/berth/shim/cgroup"
 	"github.com/berthd/berth/shim/fault"
 	"github.com/berthd/berth/shim/plan"
@@ -264,7 +265,7 @@ func unmount(p *plan.Plan) error {
 	return rootfs.Unmount(filepath.Join(p.Bundle, "rootfs"))
 }
 
-// deleteFiles removes what is outside of the bundle: the socket, spools.
+// deleteFiles removes what is outside of the bundle: sockets, spools.
 func (h *Host) deleteFiles(inv *Invocation, p *plan.Plan) {
 	paths := []string{p.Socket}
 	if p.Work != "" {
@@ -273,6 +274,11 @@ func (h *Host) deleteFiles(inv *Invocation, p *plan.Plan) {
 			if strings.HasPrefix(e.Name(), "spool-") {
 				paths = append(paths, filepath.Join(p.Work, e.Name()))
 			}
+		}
+	}
+	if p.Socket != "" {
+		if err := attach.Remove(p.Socket); err != nil {
+			h.warn("%s: %v", inv.ID, err)
 		}
 	}
 	for _, path := range paths {
