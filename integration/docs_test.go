@@ -66,7 +66,7 @@ func documentedNode(t *testing.T, files []string, pause bool) *node {
 			t.Fatalf("%s shows no %s", kubeletDoc, file)
 		}
 		text = strings.ReplaceAll(text, "/usr/local/bin/containerd-shim-berth-v1", host.DropIn.Binary())
-		if pause {
+		if pause && !host.Systemd() {
 			text = strings.ReplaceAll(text, "SystemdCgroup = true", "SystemdCgroup = false")
 		}
 		write(t, file, text)
