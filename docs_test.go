@@ -4,6 +4,7 @@ package berth
 
 import (
 	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"testing"
@@ -35,5 +36,25 @@ func TestExampleSettings(t *testing.T) {
 		if !regexp.MustCompile(`(?m)^(# )?` + key + ` = `).Match(text) {
 			t.Errorf("%s: no key %q", example, key)
 		}
+	}
+}
+
+// TestKubeletSettings: what the guide shows of the settings is a file that berth
+// reads.
+func TestKubeletSettings(t *testing.T) {
+	text, err := os.ReadFile("docs/kubelet.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := regexp.MustCompile("(?ms)^```toml\n(# /etc/berth/shim.toml\n.*?)^```$").FindSubmatch(text)
+	if shown == nil {
+		t.Fatal("no settings are shown")
+	}
+	file := filepath.Join(t.TempDir(), "shim.toml")
+	if err := os.WriteFile(file, shown[1], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := options.Load(file, &wire.Any{}); err != nil {
+		t.Error(err)
 	}
 }
