@@ -4,8 +4,8 @@
 # vm-test.sh [GO TEST FLAG...]
 #
 # Runs the tests that depend on cgroups in the virtual machine, whose only
-# hierarchy is cgroup v2: packages' own tests, shims, pods, and some again under
-# systemd. Needs `make deps vm build`. Flags are passed to the integration tests, for
+# hierarchy is cgroup v2: packages' own tests, shims, pods, a kubelet's too, and some
+# again under systemd. Needs `make deps vm build`. Flags are passed to the integration tests, for
 # example -test.run=TestCgroupOOM; without them each machine runs its own selection.
 #
 # Emulation is slow: a container's life takes a second or two, so this is a
@@ -19,13 +19,14 @@ build=${BERTH_BUILD:-$top/.build}
 mkdir -p "$build"
 # Static: the machine's C library is not the host's.
 (cd "$here" && CGO_ENABLED=0 go test -c -o "$build/integration.test" .)
-units=(cgroup rootfs)
+units=(cgroup rootfs pod)
 for unit in "${units[@]}"; do
   (cd "$top/shim/$unit" && CGO_ENABLED=0 go test -c -o "$build/$unit.test" .)
 done
 
 plain='^Test(StateTable|MissingProgram|CgroupStats|CgroupOOM|Update|DeathWhilePaused|KillAll|SharedPIDNamespace|TaskOfKilledShim|CtrTasks|DeleteVerb)$'
-pods='^TestPods$/^berth$/^(life|exec_sync|stats|update|out_of_memory|two_containers)$'
+pods='^TestPods$/^(berth|pauseless)$/^(life|stats|update|out_of_memory|sysctls|user_namespace|shared_processes)$'
+kubelet='^TestKubelet$/^berth_pauseless$'
 systemd='^Test(CgroupSystemd|CgroupOOM)$'
 
 # machine RUN RUNTIME [VM FLAG...]
@@ -56,6 +57,8 @@ if [ $# -eq 0 ]; then
   done
   echo "cgroup v2: pods"
   machine "$pods" berth || status=$?
+  echo "cgroup v2: pods of a kubelet"
+  machine "$kubelet" berth -m 3072 || status=$?
 fi
 echo "cgroup v2"
 machine "$plain" berth || status=$?
