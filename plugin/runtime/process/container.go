@@ -264,7 +264,7 @@ func (c *Container) CRI() *cri.Container {
 }
 
 // CRI returns CRI's word for the state.
-func (s *State) CRI() cri.ContainerState {
+func (s State) CRI() cri.ContainerState {
 	switch s.Status {
 	case Created:
 		return cri.ContainerState_CONTAINER_CREATED

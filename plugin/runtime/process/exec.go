@@ -159,9 +159,9 @@ func (c *Container) process(cmd *Command) (*specs.Process, error) {
 	return &p, nil
 }
 
-// exec is a process that was executed in the container, from its start until
+// execution is a process that was executed in the container, from its start until
 // forget.
-type exec struct {
+type execution struct {
 	c       *Container
 	id      string
 	pid     int
@@ -180,8 +180,8 @@ func (c *Container) ready() error {
 }
 
 // execute starts cmd with the streams, which it closes after an error.
-func (c *Container) execute(ctx context.Context, cmd *Command, s *streams) (_ *exec, err error) {
-	x := &exec{c: c, id: "berth-" + strings.ToLower(rand.Text()), streams: s}
+func (c *Container) execute(ctx context.Context, cmd *Command, s *streams) (_ *execution, err error) {
+	x := &execution{c: c, id: "berth-" + strings.ToLower(rand.Text()), streams: s}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -224,7 +224,7 @@ func (c *Container) execute(ctx context.Context, cmd *Command, s *streams) (_ *e
 }
 
 // wait returns the exit code of the process.
-func (x *exec) wait(ctx context.Context) (int32, error) {
+func (x *execution) wait(ctx context.Context) (int32, error) {
 	for {
 		end, err := x.c.s.tasks.Wait(ctx, &tasks.WaitRequest{ContainerID: x.c.ID, ExecID: x.id})
 		err = native(err)
@@ -240,7 +240,7 @@ func (x *exec) wait(ctx context.Context) (int32, error) {
 }
 
 // kill kills the process and those of its group.
-func (x *exec) kill(ctx context.Context) {
+func (x *execution) kill(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	killGroup(x.pid)
@@ -254,7 +254,7 @@ func (x *exec) kill(ctx context.Context) {
 
 // forget removes the ended process from the shim. It returns soon even if others
 // keep its output open: then that goes on in the background.
-func (x *exec) forget(ctx context.Context) {
+func (x *execution) forget(ctx context.Context) {
 	x.streams.close()
 	x.c.DeleteExecPID(x.pid)
 	done := make(chan struct{})
@@ -365,7 +365,7 @@ func (c *Container) Exec(ctx context.Context, r ExecRequest) (int32, error) {
 }
 
 // feed gives the process its input.
-func (x *exec) feed(ctx context.Context, leave context.CancelCauseFunc, from io.Reader) {
+func (x *execution) feed(ctx context.Context, leave context.CancelCauseFunc, from io.Reader) {
 	err := x.streams.feed(ctx, from)
 	if errors.Is(err, ErrDetached) {
 		leave(ErrDetached)
@@ -379,7 +379,7 @@ func (x *exec) feed(ctx context.Context, leave context.CancelCauseFunc, from io.
 }
 
 // abandon lets the process go on without its client, and forgets it at its end.
-func (x *exec) abandon(ctx context.Context) {
+func (x *execution) abandon(ctx context.Context) {
 	if _, err := x.wait(ctx); err == nil {
 		x.forget(ctx)
 		return

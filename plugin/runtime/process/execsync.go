@@ -34,7 +34,7 @@ const (
 var syncPatience = patience{window: 50 * time.Millisecond, limit: time.Second}
 
 // ErrTimedOut is the cause of an ExecSyncError when the command took too long.
-var ErrTimedOut = errdefs.ErrDeadlineExceeded.WithMessage(TimedOut)
+var ErrTimedOut = fmt.Errorf("%s: %w", TimedOut, context.DeadlineExceeded)
 
 // ExecSyncError is a command that could not be executed, or not to its end, with
 // what it had printed before.

@@ -72,7 +72,7 @@ func (c *Container) Create(ctx context.Context, r CreateRequest) (err error) {
 	task, err := r.Record.NewTask(limited, c.connect, r.Options...)
 	if err != nil {
 		if limited.Err() != nil && ctx.Err() == nil {
-			err = fmt.Errorf("not done in %v: %w: %w", r.timeout(), errdefs.ErrDeadlineExceeded, err)
+			err = fmt.Errorf("not done in %v: %w: %w", r.timeout(), context.DeadlineExceeded, err)
 		}
 		c.uncreate(ctx, missing)
 		return fmt.Errorf("container %s: container create failed: %w", c.ID, err)

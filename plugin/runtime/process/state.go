@@ -64,7 +64,7 @@ func (s *State) clone() State {
 }
 
 // Init is the identity of the first process.
-func (s *State) Init() identity.Process {
+func (s State) Init() identity.Process {
 	return identity.Process{Pid: s.InitPid, Start: s.InitStartTime, Boot: s.InitBoot}
 }
 
@@ -89,7 +89,7 @@ func (s *State) forgetInit() {
 
 // Code is the exit code as a number: UnknownExit for an unknown one, 0 while the
 // container has not ended.
-func (s *State) Code() int32 {
+func (s State) Code() int32 {
 	switch {
 	case s.Status != Stopped:
 		return 0
@@ -101,7 +101,7 @@ func (s *State) Code() int32 {
 
 // Reason says in a word how a container that has ended did, as CRI has it; empty
 // for others.
-func (s *State) Reason() string {
+func (s State) Reason() string {
 	switch {
 	case s.Status != Stopped:
 		return ""
