@@ -34,6 +34,8 @@ type AttachRequest struct {
 	Stdout, Stderr io.Writer // with a terminal there is only Stdout
 	Resize         <-chan Size
 	DetachKeys     []byte
+	// Started, if not nil, is closed once no output is missed any more.
+	Started chan<- struct{}
 }
 
 // Attach follows the container's process, beside any number of others, from now on
@@ -53,6 +55,9 @@ func (c *Container) Attach(ctx context.Context, r AttachRequest) error {
 	})
 	if err != nil {
 		return err
+	}
+	if r.Started != nil {
+		close(r.Started)
 	}
 	client, leave := context.WithCancelCause(ctx)
 	defer leave(nil)
