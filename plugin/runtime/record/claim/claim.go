@@ -37,7 +37,8 @@ const pollInterval = 5 * time.Millisecond
 type Note struct {
 	Owner string // on whose behalf: an ID
 	Task  string // what for: one word
-	Pod   string // of the owner, where there is one
+	// Details that whoever cleans up needs.
+	Details map[string]string `json:",omitempty"`
 }
 
 // HeldError says that another living process, or another part of this one, holds
@@ -89,15 +90,26 @@ func (d Dir) Take(name string, note Note) (*Claim, error) {
 	}
 }
 
-// Wait is Take that waits for the holder, until ctx ends.
-func (d Dir) Wait(ctx context.Context, name string, note Note) (*Claim, error) {
-	var c *Claim
-	err := poll(ctx, func() error {
-		var err error
-		c, err = d.Take(name, note)
-		return err
-	})
-	return c, err
+// Wait is Take that waits for the holder, until ctx ends. If refuse is not nil, it
+// does not wait for holders of which that says yes, but returns the HeldError.
+func (d Dir) Wait(ctx context.Context, name string, note Note, refuse func(Note) bool) (*Claim, error) {
+	refused := 0
+	for {
+		c, err := d.Take(name, note)
+		var held *HeldError
+		if !errors.As(err, &held) {
+			return c, err
+		}
+		// Once is not enough: who takes over from the dead has not yet said so.
+		if refuse != nil && refuse(held.By) {
+			if refused++; refused > 1 {
+				return nil, err
+			}
+		}
+		if err := pause(ctx, err); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // Abandoned returns the names that a dead process had claimed, or that were
@@ -233,7 +245,12 @@ func LockDir(ctx context.Context, path string, mode Mode) (unlock func(), err er
 	if err != nil {
 		return nil, fmt.Errorf("lock: %w", wrap(err))
 	}
-	err = poll(ctx, func() error { return flock(f, int(mode)) })
+	for err = flock(f, int(mode)); errors.Is(err, unix.EWOULDBLOCK); err = flock(f, int(mode)) {
+		if err := pause(ctx, err); err != nil {
+			_ = f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+	}
 	if err == nil && !names(path, f) {
 		err = errdefs.ErrNotFound
 	}
@@ -244,18 +261,13 @@ func LockDir(ctx context.Context, path string, mode Mode) (unlock func(), err er
 	return func() { _ = f.Close() }, nil
 }
 
-// poll repeats try while somebody else holds the lock.
-func poll(ctx context.Context, try func() error) error {
-	for {
-		err := try()
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errdefs.IsAlreadyExists(err) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return errors.Join(ctx.Err(), err)
-		case <-time.After(pollInterval):
-		}
+// pause waits a little while somebody else holds a lock.
+func pause(ctx context.Context, held error) error {
+	select {
+	case <-ctx.Done():
+		return errors.Join(ctx.Err(), held)
+	case <-time.After(pollInterval):
+		return nil
 	}
 }
 

@@ -23,12 +23,12 @@ import (
 // TestMain is the process that dies, too.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("BERTH_CLAIM_DIR"); dir != "" {
-		if _, err := Dir(dir).Take("id.x", Note{Owner: "x", Task: "create", Pod: "p"}); err != nil {
+		if _, err := Dir(dir).Take("id.x", Note{Owner: "x", Task: "create", Details: map[string]string{"pod": "p"}}); err != nil {
 			fmt.Println(err)
 			os.Exit(1)
 		}
 		fmt.Println("held")
-		select {}
+		time.Sleep(time.Hour) // until it is killed
 	}
 	os.Exit(m.Run())
 }
@@ -82,8 +82,11 @@ func TestDead(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := d.Wait(ctx, "id.x", Note{}); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := d.Wait(ctx, "id.x", Note{}, nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("waiting: %v", err)
+	}
+	if _, err := d.Wait(t.Context(), "id.x", Note{}, func(n Note) bool { return n.Task == "create" }); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("not waiting: %v", err)
 	}
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
@@ -97,7 +100,7 @@ func TestDead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(&Note{"x", "create", "p"}, c.Left); diff != "" {
+	if diff := cmp.Diff(&Note{"x", "create", map[string]string{"pod": "p"}}, c.Left); diff != "" {
 		t.Errorf("left (-want +got):\n%s", diff)
 	}
 	c.Leave()
@@ -114,7 +117,7 @@ func TestExclusive(t *testing.T) {
 	for range 4 {
 		wg.Go(func() {
 			for range 25 {
-				c, err := d.Wait(t.Context(), "x", Note{Owner: "x"})
+				c, err := d.Wait(t.Context(), "x", Note{Owner: "x"}, nil)
 				if err != nil {
 					t.Error(err)
 					return
