@@ -126,8 +126,49 @@ func kubeContainerdRestart(t *testing.T, n *kubeNode) {
 		return ""
 	})
 	w.confirm(t, n)
+	n.confirmOthers(t)
 	if n.berth { // containerd reaps a stock shim whose container has ended, before it asks
 		n.ended(t, "containerd", 6)
+	}
+}
+
+// confirmOthers checks that pods of every kind are as they were and that a
+// container which is started in an old pod joins it.
+func (n *kubeNode) confirmOthers(t *testing.T) {
+	t.Helper()
+	for name, container := range map[string]string{
+		"web": "client", "userns": "main", "hostspaces": "main", "shared": "main", "secure": "main", "guaranteed": "main",
+	} {
+		pod := n.awaitReady(t, name)
+		if got := n.check(t, name, container, "echo", "here"); got != "here" || pod.Container(container).RestartCount != 0 {
+			t.Errorf("exec: %q, in %v", got, pod)
+		}
+	}
+	for name, container := range map[string]string{"web": "client", "userns": "user", "secure": "privileged"} {
+		pod := n.awaitReady(t, name)
+		sandbox := n.sandbox(t, pod)
+		if err := unix.Kill(n.pid(t, pod.Container(container)), unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		pod = n.await(t, name, "restarted in part", func(p *kubelet.Pod) bool {
+			return p.Container(container).RestartCount == 1 && p.Ready()
+		})
+		if last := pod.Container(container).LastState; last.Terminated == nil || last.Terminated.ExitCode != 137 {
+			t.Errorf("%s was killed; before, it was %v", container, last)
+		}
+		if got := n.sandbox(t, pod); got != sandbox {
+			t.Errorf("another sandbox: %s, before %s", got, sandbox)
+		}
+		other := pod.Status.ContainerStatuses[0].Name
+		if other == container {
+			other = pod.Status.ContainerStatuses[1].Name
+		}
+		for _, ns := range []string{"net", "ipc", "uts", "user"} {
+			a, b := n.check(t, name, container, "readlink", "/proc/self/ns/"+ns), n.check(t, name, other, "readlink", "/proc/self/ns/"+ns)
+			if a != b {
+				t.Errorf("%s namespace of %s in %s: %s, of %s: %s", ns, container, name, a, other, b)
+			}
+		}
 	}
 }
 

@@ -70,11 +70,13 @@ var kubeCases = []kubeCase{
 	{name: "stats", test: kubeStats, pods: []string{"stats", "web"}, short: true},
 	{name: "checkpoint", test: kubeCheckpoint, pods: []string{"steady"}},
 	{name: "kubelet restart", test: kubeRestart, pods: []string{"steady", "leaving"}},
-	{name: "containerd restart", test: kubeContainerdRestart, pods: []string{"steady", "leaving"}},
+	{name: "containerd restart", test: kubeContainerdRestart, pods: []string{
+		"steady", "leaving", "web", "userns", "hostspaces", "shared", "secure", "guaranteed",
+	}},
 	{name: "stats of the runtime", test: kubeRuntimeStats, pods: []string{"stats", "web"}},
 	{name: "shims killed", test: kubeShimsKilled, pods: []string{"steady"}},
 	{name: "first process killed", test: kubeFirstProcessKilled, pods: []string{"shared"}},
-	{name: "image collection", test: kubeImages, pods: []string{"steady"}, short: true},
+	{name: "image collection", test: kubeImages, pods: []string{"web"}, short: true},
 }
 
 // TestKubelet runs static pods under a real kubelet, all at once.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -22,9 +23,7 @@ type Pod struct {
 		Conditions []struct {
 			Type, Status, Reason string
 		}
-		InitContainerStatuses      []Container
-		ContainerStatuses          []Container
-		EphemeralContainerStatuses []Container
+		InitContainerStatuses, ContainerStatuses []Container
 	}
 }
 
@@ -66,7 +65,7 @@ func (p *Pod) Ready() bool {
 // Container returns the status of a container of any kind, an empty one if there
 // is none yet.
 func (p *Pod) Container(name string) Container {
-	for _, list := range [][]Container{p.Status.ContainerStatuses, p.Status.InitContainerStatuses, p.Status.EphemeralContainerStatuses} {
+	for _, list := range [][]Container{p.Status.ContainerStatuses, p.Status.InitContainerStatuses} {
 		for _, c := range list {
 			if c.Name == name {
 				return c
@@ -78,21 +77,26 @@ func (p *Pod) Container(name string) Container {
 
 // String is short: states by container.
 func (p *Pod) String() string {
-	text := fmt.Sprintf("pod %s %s ready=%v", p.Metadata.Name, p.Status.Phase, p.Ready())
-	for _, list := range [][]Container{p.Status.InitContainerStatuses, p.Status.ContainerStatuses, p.Status.EphemeralContainerStatuses} {
+	parts := []string{fmt.Sprintf("pod %s %s ready=%v", p.Metadata.Name, p.Status.Phase, p.Ready())}
+	for _, list := range [][]Container{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
 		for _, c := range list {
-			text += fmt.Sprintf("; %s ready=%v restarts=%d", c.Name, c.Ready, c.RestartCount)
-			switch s := c.State; {
-			case s.Waiting != nil:
-				text += " waiting: " + s.Waiting.Reason + " " + s.Waiting.Message
-			case s.Running != nil:
-				text += " running"
-			case s.Terminated != nil:
-				text += fmt.Sprintf(" ended with %d, %s %s", s.Terminated.ExitCode, s.Terminated.Reason, s.Terminated.Message)
-			}
+			parts = append(parts, fmt.Sprintf("%s ready=%v restarts=%d %v", c.Name, c.Ready, c.RestartCount, c.State))
 		}
 	}
-	return text
+	return strings.Join(parts, "; ")
+}
+
+// String tells which state it is and why.
+func (s State) String() string {
+	switch {
+	case s.Waiting != nil:
+		return "waiting: " + s.Waiting.Reason + " " + s.Waiting.Message
+	case s.Running != nil:
+		return "running"
+	case s.Terminated != nil:
+		return fmt.Sprintf("ended with %d, %s %s", s.Terminated.ExitCode, s.Terminated.Reason, s.Terminated.Message)
+	}
+	return "unknown"
 }
 
 // Summary is /stats/summary.

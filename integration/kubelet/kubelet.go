@@ -160,14 +160,6 @@ func (k *Kubelet) connect() error {
 	return err
 }
 
-// Pid is the kubelet's process, 0 while it is not running.
-func (k *Kubelet) Pid() int {
-	if k.cmd == nil {
-		return 0
-	}
-	return k.cmd.Process.Pid
-}
-
 // Kill ends the kubelet by SIGKILL; pods live on.
 func (k *Kubelet) Kill() error { return k.end(unix.SIGKILL) }
 
