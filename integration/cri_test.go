@@ -86,6 +86,9 @@ func newNode(t *testing.T, rt host.Runtime, o host.Options) *node {
 	n.network(t, handlerBroken, `{"type": "bridge", "bridge": "no/such", "ipam": {"type": "host-local"}}`)
 	o.CRI, o.Images, o.TOML = true, []string{}, n.config(rt)
 	n.env = &env{rt: rt, Daemon: host.Run(t, o)}
+	if err := n.makeCgroup(); err != nil {
+		t.Fatal(err)
+	}
 	n.load(t, host.Deps("images/busybox.tar"))
 	if !n.pauseless() {
 		n.load(t, host.Deps("images/pause.tar"))
@@ -97,6 +100,27 @@ func newNode(t *testing.T, rt host.Runtime, o host.Options) *node {
 	})
 	n.connect(t)
 	return n
+}
+
+// makeCgroup makes the pods' cgroup, as the kubelet does: what a runtime finds it
+// leaves. systemd makes its slices itself.
+func (n *node) makeCgroup() error {
+	if host.Systemd() {
+		return nil
+	}
+	roots := []string{"/sys/fs/cgroup"}
+	if !host.Unified() {
+		var err error
+		if roots, err = filepath.Glob("/sys/fs/cgroup/*"); err != nil {
+			return err
+		}
+	}
+	for _, root := range roots {
+		if err := os.Mkdir(root+"/"+n.Namespace, 0o755); err != nil && !os.IsExist(err) {
+			return err
+		}
+	}
+	return nil
 }
 
 // pauseless tells whether the pods have no pause container.

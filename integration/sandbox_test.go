@@ -198,6 +198,9 @@ func pauselessMany(t *testing.T, n *node) {
 		running.Go(func() {
 			for i := range numbers {
 				config := n.podConfig(t, sharing(kinds[i%len(kinds)]))
+				if !host.Systemd() {
+					config.Linux.CgroupParent += fmt.Sprintf("/pod%d", i) // made for it
+				}
 				ctx := n.ctx(t)
 				pod, err := n.Client.Run(ctx, n.handler, config)
 				if err != nil {

@@ -161,8 +161,11 @@ func (c Census) String() string {
 func (d *Daemon) processes() []process {
 	all := processes()
 	var roots []int
-	for pid := range all {
-		if pid != os.Getpid() && pid != os.Getppid() && mentions(pid, d.Dir+"/", d.Namespace) {
+	for pid, p := range all {
+		// The first process of a pod says nothing of where it belongs, and as an
+		// orphan it may be any daemon's.
+		orphan := p.comm == "berth-init" && p.ppid == os.Getppid()
+		if orphan || pid != os.Getpid() && pid != os.Getppid() && mentions(pid, d.Dir+"/", d.Namespace) {
 			roots = append(roots, pid)
 		}
 	}
