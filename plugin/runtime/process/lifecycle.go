@@ -66,6 +66,9 @@ func (c *Container) Create(ctx context.Context, r CreateRequest) (err error) {
 		return err
 	}
 	defer c.end()
+	if err := c.Living(); err == nil {
+		return fmt.Errorf("create container %s: its process lives: %w", c.ID, errdefs.ErrAlreadyExists)
+	}
 	_, missing := os.Stat(c.Metadata.Settings.LogPath)
 	limited, cancel := context.WithTimeout(ctx, r.timeout())
 	defer cancel()
@@ -74,10 +77,12 @@ func (c *Container) Create(ctx context.Context, r CreateRequest) (err error) {
 		if limited.Err() != nil && ctx.Err() == nil {
 			err = fmt.Errorf("not done in %v: %w: %w", r.timeout(), context.DeadlineExceeded, err)
 		}
-		c.uncreate(ctx, missing)
+		if !errdefs.IsAlreadyExists(err) { // that task is somebody else's
+			c.uncreate(ctx, missing)
+		}
 		return fmt.Errorf("container %s: container create failed: %w", c.ID, err)
 	}
-	c.change((*State).forgetInit)
+	c.change((*State).renew)
 	if err = c.adopt(int(task.Pid())); err == nil {
 		err = c.save()
 	}
@@ -162,7 +167,7 @@ func (c *Container) Start(ctx context.Context) error {
 func (c *Container) Pause(ctx context.Context) error {
 	return c.freeze(ctx, "pause", Paused, func(ctx context.Context) error {
 		_, err := c.s.tasks.Pause(ctx, &tasks.PauseTaskRequest{ContainerID: c.ID})
-		return err
+		return native(err)
 	})
 }
 
@@ -184,7 +189,7 @@ func (c *Container) freeze(ctx context.Context, name string, to stateName, call 
 		return err
 	}
 	defer c.end()
-	if err := native(call(ctx)); err != nil {
+	if err := call(ctx); err != nil {
 		return fmt.Errorf("%s container %s: %w", name, c.ID, err)
 	}
 	c.change(func(s *State) { s.Status = to })

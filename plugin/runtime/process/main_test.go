@@ -14,7 +14,6 @@ import (
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/oci"
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/berthd/berth/integration/host"
@@ -128,7 +127,11 @@ func (r *rig) container(t *testing.T, o options) (*Container, client.Container) 
 		if err := c.Delete(r.ctx); err != nil {
 			t.Error(err)
 		}
-		if err := record.Delete(r.ctx, client.WithSnapshotCleanup); err != nil && !errdefs.IsNotFound(err) {
+		record, err := r.Client().LoadContainer(r.ctx, id) // containerd may be another one now
+		if err == nil {
+			err = record.Delete(r.ctx, client.WithSnapshotCleanup)
+		}
+		if err != nil {
 			t.Error(err)
 		}
 	})

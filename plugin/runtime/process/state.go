@@ -82,9 +82,13 @@ func (s *State) SetInitPid(pid int) error {
 	return nil
 }
 
-// forgetInit makes room for the process of a container that is restored.
-func (s *State) forgetInit() {
-	s.Pid, s.InitPid, s.InitStartTime, s.InitBoot = 0, 0, "", ""
+// renew forgets an earlier process, for a container that is made again, as from a
+// checkpoint.
+func (s *State) renew() {
+	*s = State{
+		State:   specs.State{Version: s.Version, ID: s.ID, Status: Created, Annotations: s.Annotations},
+		Created: s.Created, CheckpointedAt: s.CheckpointedAt,
+	}
 }
 
 // Code is the exit code as a number: UnknownExit for an unknown one, 0 while the

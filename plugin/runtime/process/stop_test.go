@@ -34,10 +34,10 @@ func TestStop(t *testing.T) {
 		took   time.Duration
 		code   int32
 	}{
-		"ends on TERM":   {polite, "", 5 * time.Second, 0, 5},
-		"ignores TERM":   {stubborn, "", 2 * time.Second, 2 * time.Second, 137},
+		"ends on TERM": {polite, "", 5 * time.Second, 0, 5},
+		"ignores TERM": {stubborn, "", 2 * time.Second, 2 * time.Second, 137},
 		"image signal": {`trap 'exit 6' USR1; trap '' TERM; echo ready; while :; do sleep 0.1; done`, "SIGUSR1", 5 * time.Second, 0, 6},
-		"only KILL":      {polite, "", 0, 0, 137},
+		"only KILL":    {polite, "", 0, 0, 137},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
