@@ -3,6 +3,7 @@
 package labels
 
 import (
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,6 +40,19 @@ func KubernetesPod(uid string) string { return equals(keyPodUID, uid) }
 
 // PodLeases matches the leases of berth's pods.
 func PodLeases() string { return equals(keyKind, kindLease) }
+
+// PodCalled matches the records of all pods with that name, of pods themselves and of
+// their containers, as KubernetesPod does.
+func PodCalled(name string) string { return equals(keyPodName, name) }
+
+// ContainerCalled matches the containers that have that name in their pods.
+func ContainerCalled(name string) string { return equals(keyContainerName, name) }
+
+// WithID matches the record with that ID.
+func WithID(id string) string { return "id==" + quote(id) }
+
+// Beginning matches records by the beginning of their IDs.
+func Beginning(id string) string { return "id~=" + quote("^"+regexp.QuoteMeta(id)) }
 
 // Selector matches what may have all those labels of a user's. It says yes too
 // often, for labels that no record can have; compare with Metadata.Labels after.

@@ -149,6 +149,9 @@ type Settings struct {
 	// RestoredFrom is the archive or image of the checkpoint that the container
 	// was made from.
 	RestoredFrom string `json:"restoredFrom,omitempty"`
+	// MadeFor is the ID of the container that the pod was made for, and is removed
+	// with.
+	MadeFor string `json:"madeFor,omitempty"`
 }
 
 func (s Settings) equal(other Settings) bool {
@@ -257,7 +260,7 @@ func (m Metadata) validateUser() error {
 func (s Settings) validate() error {
 	texts := []string{
 		s.StopSignal, s.LogPath, s.LogDirectory, s.User, s.SeccompProfile,
-		s.RuntimeHandler, s.RuntimePath, s.RestoredFrom,
+		s.RuntimeHandler, s.RuntimePath, s.RestoredFrom, s.MadeFor,
 	}
 	for _, v := range s.Volumes {
 		texts = append(texts, v.ContainerPath, v.HostPath, v.Image, v.Propagation)
