@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/errdefs"
 
+	"github.com/berthd/berth/plugin/runtime/handler"
 	"github.com/berthd/berth/plugin/runtime/network"
 )
 
@@ -35,6 +36,8 @@ type Config struct {
 	State string
 	// Snapshotter makes the containers' file systems. Default: DefaultSnapshotter.
 	Snapshotter string
+	// Handlers are the runtime handlers. Default: those of handler.DefaultPath.
+	Handlers *handler.Handlers
 	// Network configures CNI. Its State and Namespace are set here.
 	Network network.Config
 	// CreateTimeout bounds the creation of a pod or container that has no shorter
@@ -50,7 +53,7 @@ func (c *Config) complete() error {
 		return fmt.Errorf("runtime: no client: %w", errdefs.ErrInvalidArgument)
 	}
 	for _, d := range []struct {
-		at      *string
+		at        *string
 		otherwise string
 	}{
 		{&c.Namespace, c.Client.DefaultNamespace()},
@@ -66,6 +69,11 @@ func (c *Config) complete() error {
 		c.CreateTimeout = 4 * time.Minute
 	}
 	var faults []error
+	if c.Handlers == nil {
+		var err error
+		c.Handlers, err = handler.Open("")
+		faults = append(faults, err)
+	}
 	if err := identifiers.Validate(c.Namespace); err != nil {
 		faults = append(faults, fmt.Errorf("namespace: %w", err))
 	}

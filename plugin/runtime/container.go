@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/berthd/berth/plugin/labels"
+	"github.com/berthd/berth/plugin/runtime/process"
 	"github.com/berthd/berth/plugin/runtime/process/stats"
 )
 
@@ -58,14 +59,18 @@ type Container struct {
 	Labels      map[string]string `json:"labels,omitempty"`
 	Annotations map[string]string `json:"annotations,omitempty"`
 	// LogPath is absolute, or empty without a log.
-	LogPath              string   `json:"logPath,omitempty"`
-	TTY, Stdin           bool     `json:",omitempty"`
-	StopSignal, User     string   `json:",omitempty"`
-	RestoredFrom         string   `json:"restoredFrom,omitempty"`
-	WorkDirectory        string   `json:"workDirectory,omitempty"` // outlives a reboot
-	RunDirectory         string   `json:"runDirectory,omitempty"`
-	Warnings             []string `json:"warnings,omitempty"`
-	Snapshotter, Mounted string   `json:",omitempty"`
+	LogPath       string   `json:"logPath,omitempty"`
+	TTY           bool     `json:"tty,omitempty"`
+	Stdin         bool     `json:"stdin,omitempty"`
+	StopSignal    string   `json:"stopSignal,omitempty"`
+	User          string   `json:"user,omitempty"`
+	RestoredFrom  string   `json:"restoredFrom,omitempty"`
+	WorkDirectory string   `json:"workDirectory,omitempty"` // outlives a reboot
+	RunDirectory  string   `json:"runDirectory,omitempty"`
+	Snapshotter   string   `json:"snapshotter,omitempty"`
+	Warnings      []string `json:"warnings,omitempty"`
+
+	snapshot string // the key
 }
 
 // ContainerFilter selects containers. Fields that are set must all match.
@@ -80,7 +85,7 @@ type ContainerFilter struct {
 }
 
 // Size of a terminal, in characters.
-type Size struct{ Width, Height uint16 }
+type Size = process.Size
 
 // ExecRequest asks for a process in a running container.
 type ExecRequest struct {
@@ -91,13 +96,13 @@ type ExecRequest struct {
 	WorkDir string
 	User    string
 	TTY     bool
-	// Privileged gives it all capabilities.
-	Privileged bool
 	// Stdin and the others may be nil. With TTY all output comes on Stdout. A Read
 	// of Stdin may still wait when Exec has returned.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
-	// Resize changes the terminal, the last size counts. The caller closes it, or not.
+	// Size is that of the terminal at first. Resize changes it, the last one counts;
+	// the caller closes it, or not.
+	Size   Size
 	Resize <-chan Size
 	// DetachKeys, typed one after the other, leave the process alone; see
 	// process.ParseDetachKeys. The error is process.ErrDetached.
@@ -118,14 +123,16 @@ type AttachRequest struct {
 	Stdout, Stderr io.Writer
 	Resize         <-chan Size
 	DetachKeys     []byte // as in ExecRequest
-	// Started, if not nil, is closed once output would be seen.
+	// Started, if not nil, is closed once no output is missed any more.
 	Started chan<- struct{}
 }
 
 // ContainerStats is what a container has used.
 type ContainerStats struct {
-	ID   ContainerID `json:"id"`
-	Name string      `json:"name"`
+	ID      ContainerID `json:"id"`
+	Name    string      `json:"name"`
+	PodID   PodID       `json:"podID,omitempty"`
+	PodName string      `json:"podName,omitempty"`
 	stats.Stats
 	// Layer is what the writable layer takes on disk, in bytes.
 	Layer uint64 `json:"layer"`

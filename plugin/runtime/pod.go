@@ -86,8 +86,11 @@ type PodStats struct {
 
 // NetworkStats are the counters of an interface.
 type NetworkStats struct {
-	Interface                   string `json:"interface"`
-	ReceivedBytes, SentBytes    uint64
-	ReceivedErrors, SentErrors  uint64
-	ReceivedPackets, SentPacket uint64
+	Interface       string `json:"interface"`
+	ReceivedBytes   uint64 `json:"receivedBytes"`
+	ReceivedPackets uint64 `json:"receivedPackets"`
+	ReceivedErrors  uint64 `json:"receivedErrors"`
+	SentBytes       uint64 `json:"sentBytes"`
+	SentPackets     uint64 `json:"sentPackets"`
+	SentErrors      uint64 `json:"sentErrors"`
 }

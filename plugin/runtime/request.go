@@ -13,6 +13,7 @@ import (
 
 	"github.com/berthd/berth/plugin/labels"
 	"github.com/berthd/berth/plugin/runtime/network"
+	"github.com/berthd/berth/plugin/runtime/record"
 )
 
 // Typed IDs. Both are containerd's: at most 76 characters.
@@ -43,8 +44,9 @@ type PodRequest struct {
 	// HostNetwork, HostPID and HostIPC share the host's namespaces. SharePID gives
 	// all members one process namespace, whose init the pod has then.
 	HostNetwork, HostPID, HostIPC, SharePID bool
-	// UserNS gives the pod a user namespace with these maps; nil: the host's.
-	UserNS *labels.IDMap
+	// UserNS gives the pod a user namespace, with maps as asked or chosen; nil: the
+	// host's.
+	UserNS *record.IDMappings
 
 	// DNS of the pod; nil: the host's resolv.conf.
 	DNS          *network.DNS
@@ -59,6 +61,8 @@ type PodRequest struct {
 	// pod's directory.
 	LogDirectory string
 	SELinux      *SELinux
+
+	madeFor ContainerID // and removed with it
 }
 
 // SELinux are the parts of a label.
@@ -246,4 +250,3 @@ func (r *ContainerRequest) validate() error {
 	}
 	return nil
 }
-
