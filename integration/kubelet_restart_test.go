@@ -209,15 +209,17 @@ func (n *kubeNode) killContainerShim(t *testing.T, w *witness) {
 // killShim kills the shim of a container or of a sandbox.
 func (n *kubeNode) killShim(t *testing.T, id string) {
 	t.Helper()
-	for _, m := range host.Monitors([]string{id}, nil) {
-		if m.Of == id {
-			if err := unix.Kill(m.Pid, unix.SIGKILL); err != nil {
-				t.Fatal(err)
+	eventually(t, patience, func() string {
+		for _, m := range host.Monitors([]string{id}, nil) {
+			if m.Of == id {
+				if err := unix.Kill(m.Pid, unix.SIGKILL); err != nil {
+					return err.Error()
+				}
+				return ""
 			}
-			return
 		}
-	}
-	t.Fatalf("no shim of %s", id)
+		return "no shim of " + id // or one that just starts itself afresh
+	})
 }
 
 // kubeImages has the kubelet collect images: it removes what is unused, and
