@@ -32,8 +32,13 @@ const (
 	maxData = 7680
 	// maxInput is the longest packet of input.
 	maxInput = 32 << 10
-	// queueBytes is the kernel's memory that may hold what a client has not read.
-	queueBytes = 16 << 20
+	// queueBytes is the kernel's memory that may hold what a client has not read: a
+	// client in good health must get over 100 ms without a processor, in which a
+	// container prints 20 to 40 MB. The more clients there are, the less a new one
+	// gets, so that all together have 550 MiB at most.
+	queueBytes    = 64 << 20
+	queueMinBytes = 1 << 20
+	fullQueues    = 4 // clients that get all of it, as many half of it, and so on
 	// connectLimit is how long a socket waits for its client.
 	connectLimit = 10 * time.Second
 	// maxClients bounds what the clients of a process can take of the host.
@@ -146,8 +151,9 @@ func (h *Hub) accept(d *door) {
 	h.shut(d)
 	// The kernel counts twice what it is told. Without the privilege the host's
 	// limit holds (socket(7)).
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, queueBytes/2) != nil {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, queueBytes/2)
+	size := max(queueBytes>>(len(h.clients)/fullQueues), queueMinBytes)
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, size/2) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, size/2)
 	}
 	if err := h.add(&client{fd: fd, want: d.want}); err != nil {
 		h.Warn("attach: " + err.Error())

@@ -204,7 +204,7 @@ func TestClientsSeeNoHistory(t *testing.T) {
 
 // A client that does not read is cut off; nobody else loses anything.
 func TestStalledClientIsCutOff(t *testing.T) {
-	const size = 64 << 20
+	const size = 200 << 20
 	r := newRig(t)
 	cfg := r.config()
 	cfg.Stdin, cfg.Stdout = "pipe://", "pipe://"
