@@ -205,7 +205,7 @@ func (e *Engine) dump(ctx context.Context, r *Request, spec *specs.Spec) error {
 	}
 	_, err = e.Client.TaskService().Checkpoint(ctx, &tasks.CheckpointTaskRequest{ContainerID: r.ID, Options: o})
 	if err != nil {
-		return errgrpc.ToNative(err)
+		return withReasons(errgrpc.ToNative(err), filepath.Join(r.Dir, dumpLogFile))
 	}
 	return inventory(r.Dir)
 }

@@ -63,6 +63,9 @@ i=0; while :; do i=$((i+1)); echo $i > /tmp.count; mv /tmp.count /count; echo $i
 func (b *bench) create(t *testing.T, id string, spec containers.Container, opts ...oci.SpecOpts) client.Container {
 	t.Helper()
 	options := []client.NewContainerOpts{client.WithNewSnapshot(id, b.image), client.WithRuntime(host.Native.Name, nil)}
+	if spec.SandboxID != "" {
+		options = append(options, client.WithSandbox(spec.SandboxID))
+	}
 	if spec.Spec == nil {
 		opts = append([]oci.SpecOpts{
 			oci.WithImageConfig(b.image), oci.WithProcessArgs("sh", "-c", script), oci.WithCgroup("/" + b.Namespace + "/" + id), oci.WithEnv([]string{"A=b"}),
@@ -221,7 +224,7 @@ func TestArchive(t *testing.T) {
 // restoreAs makes a container and restores it, with a log that must go on.
 func (b *bench) restoreAs(t *testing.T, id string, cp *Checkpoint, spec *specs.Spec) client.Task {
 	t.Helper()
-	var record containers.Container
+	record := containers.Container{SandboxID: spec.Annotations[sandboxIDAnnotation]}
 	if err := client.WithSpec(spec)(b.ctx, b.Engine.Client, &record); err != nil {
 		t.Fatal(err)
 	}
@@ -329,6 +332,44 @@ func TestFailedDump(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(b.dir, "dump/dump.log")); err != nil {
 		t.Error(err)
 	}
+}
+
+// Images that CRIU cannot use leave no task, and the container can be restored
+// from better ones.
+func TestFailedRestore(t *testing.T) {
+	b := newBench(t)
+	c := b.create(t, "c", containers.Container{})
+	log := filepath.Join(b.dir, "log")
+	task := b.start(t, c, log)
+	cp, err := b.Checkpoint(b.ctx, Request{ID: "c", Dir: filepath.Join(b.dir, "dump")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := task.Delete(b.ctx); err != nil {
+		t.Fatal(err)
+	}
+	tree := filepath.Join(b.dir, "dump/checkpoint/pstree.img")
+	good, err := os.ReadFile(tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(tree, []byte("nonsense"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := RestoreRequest{ID: "c", IO: criLog(log)}
+	if _, err := b.Restore(b.ctx, cp, r); err == nil || !strings.Contains(err.Error(), "restore c: ") {
+		t.Errorf("error %v", err)
+	}
+	if _, err := c.Task(b.ctx, nil); !errdefs.IsNotFound(err) {
+		t.Errorf("there is a task: %v", err)
+	}
+	if err := os.WriteFile(tree, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Restore(b.ctx, cp, r); err != nil {
+		t.Fatal(err)
+	}
+	b.counts(t, "c", b.counts(t, "c", 0))
 }
 
 func TestImage(t *testing.T) {

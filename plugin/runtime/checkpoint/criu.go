@@ -5,7 +5,9 @@ package checkpoint
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -66,6 +68,28 @@ func number(parts []string, i int) int {
 	}
 	n, _ := strconv.Atoi(parts[i])
 	return n
+}
+
+// maxReasons bounds what of a log gets into an error.
+const maxReasons = 5
+
+// withReasons adds to err the first errors in CRIU's log. The shim has the log's
+// end, where they usually no longer are: cleaning up comes after them.
+func withReasons(err error, log string) error {
+	b, rerr := os.ReadFile(log)
+	if rerr != nil {
+		return err // CRIU has not come that far
+	}
+	var reasons []string
+	for line := range strings.Lines(string(b)) {
+		if strings.Contains(line, "Error (") && len(reasons) < maxReasons {
+			reasons = append(reasons, strings.TrimSpace(line))
+		}
+	}
+	if len(reasons) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w (%s: %s)", err, filepath.Base(log), strings.Join(reasons, "; "))
 }
 
 // Features in which runtimes say whether they were built with CRIU.

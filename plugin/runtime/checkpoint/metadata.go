@@ -17,7 +17,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Parts of a checkpoint. CRIU writes dump.log and stats-dump.
+// Parts of a checkpoint. CRIU also writes stats-dump.
 const (
 	imagesDir   = "checkpoint"      // CRIU's images
 	configFile  = "config.dump"     // Config
@@ -26,6 +26,7 @@ const (
 	diffFile    = "rootfs-diff.tar" // what was added to the image or changed
 	deletedFile = "deleted.files"   // []string, what is gone from the image
 	logFile     = "container.log"
+	dumpLogFile = "dump.log" // CRIU's
 	// inventoryFile is the first that CRIU reads of its images.
 	inventoryFile = "inventory.img"
 )

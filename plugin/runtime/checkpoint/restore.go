@@ -207,7 +207,11 @@ func (e *Engine) prepare(ctx context.Context, c *Checkpoint, info *containers.Co
 		}
 		defer root.Close()
 		for _, path := range deleted {
-			if err := root.RemoveAll(inRoot(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			name := inRoot(path)
+			if name == "" {
+				continue
+			}
+			if err := root.RemoveAll(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("deleted file: %w", err)
 			}
 		}
