@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package runtime_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	tasks "github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/errdefs"
+
+	berth "github.com/berthd/berth/plugin/runtime"
+)
+
+// (P9, P36, P63, P67, P70)
+func TestRuntimePodLife(t *testing.T) {
+	r := withService(t)
+	q := hostPod(t)
+	q.Labels = map[string]string{"app": "web"}
+	p := r.pod(t, q)
+	if p.State != berth.PodReady || !p.HostNetwork || p.Labels["app"] != "web" || p.Owner != "berth" {
+		t.Errorf("created: %+v", p)
+	}
+	record, err := r.Client().ContainerService().Get(r.Context(ctx(t)), string(p.ID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if record.SandboxID != "" || record.Labels["io.berth.kind"] != "infra" || record.Labels["io.berth.created"] != "true" {
+		t.Errorf("infra record: sandbox %q, labels %v", record.SandboxID, record.Labels)
+	}
+	if _, err := r.Client().SandboxStore().Get(r.Context(ctx(t)), string(p.ID)); err != nil {
+		t.Error(err)
+	}
+	if _, err := r.Client().TaskService().Get(r.Context(ctx(t)), &tasks.GetRequest{ContainerID: string(p.ID)}); err == nil {
+		t.Error("the pod has a task")
+	}
+	for _, ref := range []string{string(p.ID), p.FullName, p.Name, string(p.ID[:12])} {
+		if got, err := r.Pod(ctx(t), ref); err != nil || got.ID != p.ID {
+			t.Errorf("by %q: %v, %v", ref, got.ID, err)
+		}
+	}
+	for range 2 {
+		if err := r.StopPod(ctx(t), p.Name, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := r.Pod(ctx(t), p.Name); err != nil || got.State != berth.PodNotReady {
+		t.Errorf("stopped: %v, %v", got.State, err)
+	}
+	for range 2 {
+		if err := r.RemovePod(ctx(t), string(p.ID), berth.RemoveOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := r.Pod(ctx(t), string(p.ID)); !errdefs.IsNotFound(err) {
+		t.Errorf("removed: %v", err)
+	}
+	if left := r.left(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	if _, err := os.Stat(filepath.Join("/run/berth/sandboxes", r.Namespace, string(p.ID))); err == nil {
+		t.Error("the pod's directory is left")
+	}
+}
+
+// A network of the pod's own comes with the pod and goes when it stops.
+func TestRuntimePodNetwork(t *testing.T) {
+	r := withService(t)
+	q := hostPod(t)
+	q.HostNetwork = false
+	p := r.pod(t, q)
+	if len(p.IPs) != 1 || !strings.HasPrefix(p.IPs[0].String(), "198.19.255.") {
+		t.Errorf("addresses %v", p.IPs)
+	}
+	if _, err := os.Stat(p.NetworkNamespace); err != nil {
+		t.Error(err)
+	}
+	if err := r.StopPod(ctx(t), p.Name, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(p.NetworkNamespace); err == nil {
+		t.Error("stopped, and the network namespace is there")
+	}
+}
+
+// (P13, P14) What cannot be made leaves nothing, and a name has one owner.
+func TestRuntimePodRefused(t *testing.T) {
+	r := withService(t)
+	first := r.pod(t, hostPod(t))
+	before := r.Count(t)
+	other := hostPod(t)
+	other.Hostname = "other"
+	if _, err := r.CreatePod(ctx(t), other); !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), string(first.ID)) {
+		t.Errorf("the name is in use: %v", err)
+	}
+	for name, change := range map[string]func(*berth.PodRequest){
+		"hostname": func(q *berth.PodRequest) { q.Hostname = strings.Repeat("h", 300); q.HostNetwork = false },
+		"sysctl":   func(q *berth.PodRequest) { q.Sysctls = map[string]string{"net.ipv4.ip_forward": "1"} },
+		"handler":  func(q *berth.PodRequest) { q.Handler = "unknown" },
+		"name":     func(q *berth.PodRequest) { q.Name = "" },
+		"label":    func(q *berth.PodRequest) { q.Labels = map[string]string{"io.berth.kind": "x"} },
+	} {
+		q := hostPod(t)
+		q.Name += "-" + name
+		change(&q)
+		if p, err := r.CreatePod(ctx(t), q); err == nil {
+			t.Errorf("%s: made as %s", name, p.ID)
+		}
+	}
+	r.Settle(t, before)
+	if got, err := r.Pods(ctx(t), berth.PodFilter{}); err != nil || len(got) != 1 || got[0].ID != first.ID {
+		t.Errorf("%v, %v", got, err)
+	}
+}
