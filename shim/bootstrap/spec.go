@@ -44,11 +44,8 @@ type spec struct {
 	} `json:"linux"`
 }
 
-// Annotations of containerd's CRI plugin.
-const (
-	sandboxIDAnnotation     = "io.kubernetes.cri.sandbox-id"
-	containerTypeAnnotation = "io.kubernetes.cri.container-type"
-)
+// sandboxIDAnnotation is containerd's CRI plugin's.
+const sandboxIDAnnotation = "io.kubernetes.cri.sandbox-id"
 
 func readSpec(bundle string) (*spec, error) {
 	path := filepath.Join(bundle, "config.json")
@@ -98,13 +95,7 @@ func (s *spec) apply(o *options.Options, p *plan.Plan) error {
 	p.Systemd = o.SystemdCgroup || s.systemdPath()
 	p.SharedPidNS = !s.privatePID()
 	p.Terminal = s.Process.Terminal
-	p.CgroupsPath = s.Linux.CgroupsPath
-	p.MemoryLimit = max(s.Linux.Resources.Memory.Limit, 0)
 	p.SandboxID = s.Annotations[sandboxIDAnnotation]
-	p.ContainerType = s.Annotations[containerTypeAnnotation]
-	if score := s.Process.OOMScoreAdj; score != nil {
-		p.HasOOMScoreAdj, p.OOMScoreAdj = true, *score
-	}
 	if o.ExecCPUAffinity == "first" {
 		p.ExecCPU = s.firstCPU()
 	}

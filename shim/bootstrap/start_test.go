@@ -310,3 +310,43 @@ func TestNote(t *testing.T) {
 		t.Errorf("%q", line)
 	}
 }
+
+// A container may want an OOM score that this machine cannot give. It gets
+// containerd's own then, and nothing else of its specification changes.
+func TestStartToleratesOOMScore(t *testing.T) {
+	own, err := os.ReadFile(ownOOMScore)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lowers := os.WriteFile(ownOOMScore, []byte("-998"), 0) == nil
+	if err := os.WriteFile(ownOOMScore, own, 0); err != nil {
+		t.Fatal(err)
+	}
+	const config = `{"ociVersion":"1.2.0","process":{"args":["x"],"oomScoreAdj":SCORE},"linux":{"namespaces":[{"type":"pid"}],"x":1.50}}`
+	for score, want := range map[string]string{"-998": string(own), "1000": "1000"} {
+		given := strings.Replace(config, "SCORE", score, 1)
+		w := newWorld(t, "", given)
+		address(t, w.shim(marshal(t, params("c")), flags("c", "start")...))
+		got, err := os.ReadFile(filepath.Join(w.bundle, "config.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if lowers {
+			want = score
+		}
+		var a, b map[string]json.RawMessage
+		if err := json.Unmarshal(got, &a); err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal([]byte(strings.Replace(config, "SCORE", strings.TrimSpace(want), 1)), &b); err != nil {
+			t.Fatal(err)
+		}
+		same := cmp.Comparer(func(x, y json.RawMessage) bool {
+			var v, w any
+			return json.Unmarshal(x, &v) == nil && json.Unmarshal(y, &w) == nil && cmp.Equal(v, w)
+		})
+		if d := cmp.Diff(b, a, same); d != "" {
+			t.Errorf("%s (-want +got):\n%s", score, d)
+		}
+	}
+}

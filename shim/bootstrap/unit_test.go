@@ -84,7 +84,6 @@ func TestIdentifier(t *testing.T) {
 }
 
 func TestSpec(t *testing.T) {
-	score := int32(-5)
 	for name, tc := range map[string]struct {
 		config string
 		change func(o *options.Options)
@@ -95,8 +94,8 @@ func TestSpec(t *testing.T) {
 			config: `{"process":{"terminal":true,"oomScoreAdj":-5},"linux":{"cgroupsPath":"/a/b","resources":{"memory":{"limit":20000000},"cpu":{"cpus":"2-3,7"}},
 				"namespaces":[{"type":"mount"},{"type":"pid"}]},"annotations":{"io.kubernetes.cri.sandbox-id":"s","io.kubernetes.cri.container-type":"container"}}`,
 			want: plan.Plan{
-				Terminal: true, HasOOMScoreAdj: true, OOMScoreAdj: score, CgroupsPath: "/a/b", MemoryLimit: 20000000,
-				SandboxID: "s", ContainerType: "container", Native: true, NativeStart: true, NativeDelete: true,
+				Terminal:  true,
+				SandboxID: "s", Native: true, NativeStart: true, NativeDelete: true,
 			},
 		},
 		"joined PID namespace": {
@@ -107,11 +106,11 @@ func TestSpec(t *testing.T) {
 		"intel RDT": {config: `{"linux":{"intelRdt":{}}}`, want: plan.Plan{SharedPidNS: true, Native: true, NativeStart: true}},
 		"systemd's path": {
 			config: `{"linux":{"cgroupsPath":"a.slice:berth:id"}}`,
-			want:   plan.Plan{SharedPidNS: true, CgroupsPath: "a.slice:berth:id", Systemd: true, Native: true, NativeStart: true},
+			want:   plan.Plan{SharedPidNS: true, Systemd: true, Native: true, NativeStart: true},
 		},
 		"colons are not systemd's": {
 			config: `{"linux":{"cgroupsPath":"/a:b:c"}}`,
-			want:   plan.Plan{SharedPidNS: true, CgroupsPath: "/a:b:c", Native: true, NativeStart: true, NativeDelete: true},
+			want:   plan.Plan{SharedPidNS: true, Native: true, NativeStart: true, NativeDelete: true},
 		},
 		"no limit": {
 			config: `{"linux":{"resources":{"memory":{"limit":-1}}}}`,
@@ -128,7 +127,7 @@ func TestSpec(t *testing.T) {
 		},
 		"just enough memory for crun": {
 			config: `{"linux":{"resources":{"memory":{"limit":512000}}}}`, change: func(o *options.Options) { o.Runtime = "crun" },
-			want: plan.Plan{SharedPidNS: true, MemoryLimit: 512000, Native: true, NativeStart: true, NativeDelete: true},
+			want: plan.Plan{SharedPidNS: true, Native: true, NativeStart: true, NativeDelete: true},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

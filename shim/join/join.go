@@ -195,15 +195,15 @@ func (s *spec) save(path string) error {
 			}
 		}
 	}
-	if err := replace(path, s.encode()); err != nil {
+	if err := Replace(path, s.encode()); err != nil {
 		return fault.Wrap(fault.Internal, "config.json", err)
 	}
 	return nil
 }
 
-// replace puts content in the place of a file, whose owner and mode it keeps. A
+// Replace puts content in the place of a file, whose owner and mode it keeps. A
 // reader finds the one or the other.
-func replace(path string, content []byte) (err error) {
+func Replace(path string, content []byte) (err error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		return err

@@ -45,12 +45,7 @@ func (p *Plan) fields(c codec) {
 
 	c.flag(40, &p.SharedPidNS)
 	c.flag(41, &p.Terminal)
-	c.text(42, &p.CgroupsPath)
-	number(c, 43, &p.MemoryLimit)
 	c.text(44, &p.SandboxID)
-	c.text(45, &p.ContainerType)
-	c.flag(46, &p.HasOOMScoreAdj)
-	number(c, 47, &p.OOMScoreAdj)
 	c.text(48, &p.UsernsPath)
 	c.flag(49, &p.Sandboxer)
 	c.flag(33, &p.NoUnprivilegedPorts)

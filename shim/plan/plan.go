@@ -77,15 +77,10 @@ type Plan struct {
 	NativeDelete bool
 
 	// What the spec says.
-	SharedPidNS    bool // processes may outlive init: they are killed at its end
-	Terminal       bool
-	CgroupsPath    string
-	MemoryLimit    int64 // bytes; 0 none
-	SandboxID      string
-	ContainerType  string // "sandbox", "container" or "" outside CRI
-	UsernsPath     string // the pod's user namespace, when it has its own
-	HasOOMScoreAdj bool
-	OOMScoreAdj    int32
+	SharedPidNS bool // processes may outlive init: they are killed at its end
+	Terminal    bool
+	SandboxID   string
+	UsernsPath  string // the pod's user namespace, when it has its own
 
 	// The shim of a pod without a pause container serves the Sandbox API. It has no
 	// container: what is above about one is not used.
