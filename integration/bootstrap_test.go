@@ -4,6 +4,7 @@ package integration
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -19,6 +20,7 @@ import (
 	"github.com/containerd/containerd/api/types"
 	runcopts "github.com/containerd/containerd/api/types/runc/options"
 	runtimeopts "github.com/containerd/containerd/api/types/runtimeoptions/v1"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
@@ -460,5 +462,23 @@ func TestCreateTimeout(t *testing.T) {
 			}
 			return ""
 		})
+	})
+}
+
+// A machine that does not let containerd lower an OOM score runs the container
+// all the same.
+func TestOOMScoreTolerated(t *testing.T) {
+	forRuntimes(t, func(t *testing.T, e *env) {
+		e.berthOnly(t)
+		s := e.shim(t, func(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
+			score := -998
+			s.Process.OOMScoreAdj = &score
+			return nil
+		})
+		pid := s.run(t, stdio{})
+		got := strings.TrimSpace(read(t, fmt.Sprintf("/proc/%d/oom_score_adj", pid)))
+		if own := strings.TrimSpace(read(t, "/proc/self/oom_score_adj")); got != "-998" && got != own {
+			t.Errorf("the container has %s, want -998, or containerd's %s", got, own)
+		}
 	})
 }
