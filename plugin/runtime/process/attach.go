@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 
@@ -59,6 +60,8 @@ func (c *Container) Attach(ctx context.Context, r AttachRequest) error {
 	if r.Started != nil {
 		close(r.Started)
 	}
+	var resizer sync.WaitGroup
+	defer resizer.Wait()
 	client, leave := context.WithCancelCause(ctx)
 	defer leave(nil)
 	// Closing is what ends a read of the connection.
@@ -66,7 +69,7 @@ func (c *Container) Attach(ctx context.Context, r AttachRequest) error {
 	defer stop()
 	defer conn.Close()
 	if r.Resize != nil {
-		c.s.background.Go(func() { c.resize(client, "", r.Resize) })
+		resizer.Go(func() { c.resize(client, "", r.Resize) })
 	}
 	if r.Stdin != nil {
 		go func() { // see AttachRequest.Stdin
@@ -118,7 +121,7 @@ func ParseDetachKeys(text string) ([]byte, error) {
 		return nil, nil
 	}
 	var keys []byte
-	for _, key := range strings.Split(text, ",") {
+	for key := range strings.SplitSeq(text, ",") {
 		ctrl, is := strings.CutPrefix(strings.ToLower(key), "ctrl-")
 		switch {
 		case is && len(ctrl) == 1 && (ctrl[0] >= 'a' && ctrl[0] <= 'z' || strings.Contains("@[\\]^_", ctrl)):

@@ -154,7 +154,7 @@ func TestAttachTerminal(t *testing.T) {
 func TestAttachTooSlow(t *testing.T) {
 	r := newRig(t)
 	x := r.run(t, options{
-		args:     sh("read go; dd if=/dev/zero bs=1M count=60 2>/dev/null; echo end; sleep 600"),
+		args:     sh("read go; for i in $(seq 60); do dd if=/dev/zero bs=1M count=1 2>/dev/null; sleep 0.03; done; echo end; sleep 600"),
 		settings: labels.Settings{Stdin: true}, stdio: Stdio{Stdin: "pipe://", Stdout: "pipe://"},
 	})
 	release := make(chan struct{})

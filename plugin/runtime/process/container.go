@@ -218,6 +218,20 @@ func (c *Container) ProcessState() (string, error) {
 	return letter, nil
 }
 
+// ShimPid returns the number of the shim that looks after the process, after the
+// check of Living: it is the process's parent.
+func (c *Container) ShimPid() (int, error) {
+	pid, err := c.Pid()
+	if err != nil {
+		return 0, err
+	}
+	s, err := identity.Stat(pid)
+	if err != nil {
+		return 0, fmt.Errorf("shim of container %s: %w", c.ID, err)
+	}
+	return s.Parent, nil
+}
+
 func (c *Container) living(p identity.Process) error {
 	if err := p.Living(); err != nil {
 		return fmt.Errorf("container %s: %w", c.ID, err)

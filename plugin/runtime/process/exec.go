@@ -169,9 +169,14 @@ type execution struct {
 }
 
 // ready returns an error if no exec can be started.
-func (c *Container) ready() error {
+func (c *Container) ready(ctx context.Context) error {
 	if err := c.execs.refuse(); err != nil {
 		return fmt.Errorf("container %s: %w", c.ID, err)
+	}
+	if s := c.StateNoLock().Status; s != Running && s != Stopped { // others may have resumed it
+		if err := c.Refresh(ctx); err != nil {
+			return err
+		}
 	}
 	if s := c.StateNoLock().Status; s != Running {
 		return fmt.Errorf("container %s is %s, not running: %w", c.ID, s, errdefs.ErrFailedPrecondition)
@@ -264,14 +269,33 @@ func (x *execution) forget(ctx context.Context) {
 	x.c.s.background.Go(func() {
 		defer close(done)
 		defer cancel()
-		_, err := x.c.s.tasks.DeleteProcess(ctx, &tasks.DeleteProcessRequest{ContainerID: x.c.ID, ExecID: x.id})
-		if err = native(err); err != nil && !errdefs.IsNotFound(err) {
+		if err := x.delete(ctx); err != nil {
 			x.c.logger(ctx).WithField("exec", x.id).WithError(err).Warn("forget an exec")
 		}
 	})
 	select {
 	case <-done:
 	case <-time.After(forgetWait):
+	}
+}
+
+// delete asks the shim to forget the process. One whose start was given up may
+// still begin: it is killed then.
+func (x *execution) delete(ctx context.Context) error {
+	for {
+		_, err := x.c.s.tasks.DeleteProcess(ctx, &tasks.DeleteProcessRequest{ContainerID: x.c.ID, ExecID: x.id})
+		err = native(err)
+		switch {
+		case err == nil || errdefs.IsNotFound(err):
+			return nil
+		case errdefs.IsFailedPrecondition(err):
+			x.kill(ctx)
+		case !errdefs.IsUnavailable(err):
+			return err
+		}
+		if !sleep(ctx, waitAgain) {
+			return err
+		}
 	}
 }
 
@@ -330,7 +354,7 @@ func (c *Container) Exec(ctx context.Context, r ExecRequest) (int32, error) {
 	if c.Spoofed() {
 		return 0, nil
 	}
-	if err := c.ready(); err != nil {
+	if err := c.ready(ctx); err != nil {
 		return 0, err
 	}
 	s := &streams{terminal: r.Terminal, patience: streamPatience}
@@ -344,10 +368,12 @@ func (c *Container) Exec(ctx context.Context, r ExecRequest) (int32, error) {
 	out := [2]*valve{{w: r.Stdout}, {w: r.Stderr}}
 	s.copyTo(out[0], out[1])
 
+	var resizer sync.WaitGroup
+	defer resizer.Wait()
 	client, leave := context.WithCancelCause(ctx)
 	defer leave(nil)
 	if r.Resize != nil {
-		c.s.background.Go(func() { c.resize(client, x.id, r.Resize) })
+		resizer.Go(func() { c.resize(client, x.id, r.Resize) })
 	}
 	if r.Stdin != nil {
 		go x.feed(client, leave, detaching(r.Stdin, r.DetachKeys)) // see ExecRequest.Stdin

@@ -118,6 +118,14 @@ func TestExecSync(t *testing.T) {
 			return ""
 		})
 	})
+	t.Run("timeout before it begins", func(t *testing.T) {
+		for _, limit := range []time.Duration{time.Microsecond, 2 * time.Millisecond, 5 * time.Millisecond, 10 * time.Millisecond, 15 * time.Millisecond} {
+			if res, err := exec(limit, nil, "sleep", "600"); !errors.Is(err, ErrTimedOut) || res.ExitCode != -1 {
+				t.Errorf("%v: got %v, %v", limit, res, err)
+			}
+		}
+		r.noExecs(t, x)
+	})
 	t.Run("cancel", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(r.ctx, 200*time.Millisecond)
 		defer cancel()

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -46,17 +47,18 @@ type ExecSyncError struct {
 
 // Error returns the cause and the command's streams.
 func (e *ExecSyncError) Error() string {
-	text := fmt.Sprintf("command error: %v, exit code: %d", e.Err, e.ExitCode)
+	var text strings.Builder
+	fmt.Fprintf(&text, "command error: %v, exit code: %d", e.Err, e.ExitCode)
 	for _, s := range []struct {
 		name string
 		data []byte
 	}{{"stdout", e.Stdout.Bytes()}, {"stderr", e.Stderr.Bytes()}} {
 		const most = 1 << 10 // an error is to be read
 		if n := len(s.data); n > 0 {
-			text += fmt.Sprintf(", %s: %s", s.name, s.data[:min(n, most)])
+			fmt.Fprintf(&text, ", %s: %s", s.name, s.data[:min(n, most)])
 		}
 	}
-	return text
+	return text.String()
 }
 
 // Unwrap returns the cause.
@@ -86,7 +88,7 @@ func (c *Container) ExecSync(ctx context.Context, r ExecSyncRequest) (*ExecSyncR
 	if c.Spoofed() {
 		return &ExecSyncResult{}, nil
 	}
-	if err := c.ready(); err != nil {
+	if err := c.ready(ctx); err != nil {
 		return nil, err
 	}
 	r.Terminal = c.Metadata.Settings.Terminal

@@ -20,7 +20,6 @@ import (
 
 	"github.com/berthd/berth/integration/host"
 	"github.com/berthd/berth/plugin/labels"
-	"github.com/berthd/berth/plugin/runtime/process/identity"
 )
 
 func TestLifecycle(t *testing.T) {
@@ -186,12 +185,11 @@ func TestLoad(t *testing.T) {
 func TestShimKilled(t *testing.T) {
 	r := newRig(t)
 	x := r.run(t, options{})
-	s := x.StateNoLock()
-	init, err := identity.Stat(s.InitPid)
+	shim, err := x.ShimPid()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Kill(init.Parent, unix.SIGKILL); err != nil {
+	if err := unix.Kill(shim, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, func() string { // containerd cleans up

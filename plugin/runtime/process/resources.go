@@ -5,6 +5,7 @@ package process
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"strings"
 
@@ -172,9 +173,7 @@ func merge(old, change *specs.LinuxResources) *specs.LinuxResources {
 	if len(change.Unified) > 0 {
 		unified := make(map[string]string, len(r.Unified)+len(change.Unified))
 		for _, m := range []map[string]string{r.Unified, change.Unified} {
-			for k, v := range m {
-				unified[k] = v
-			}
+			maps.Copy(unified, m)
 		}
 		r.Unified = unified
 	}

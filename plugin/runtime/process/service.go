@@ -59,7 +59,8 @@ func New(t tasks.TasksClient) *Service {
 }
 
 // Close ends what goes on in the background, stops included, which leaves their
-// containers as they are, and returns when it has.
+// containers as they are, and returns when it has. After it no method of the
+// service or its containers may be called that talks to containerd.
 func (s *Service) Close() {
 	s.cancel()
 	s.background.Wait()

@@ -28,6 +28,9 @@ const (
 	// offers is how many callers' deadlines can wait for the loop; more than that
 	// is dropped, and the loop looks at them at once.
 	offers = 16
+	// signalTimeout is how long containerd may take for a signal before the process
+	// is signalled without it.
+	signalTimeout = 3 * time.Second
 	// infraShare is the part of a pod's time that is kept for its infra container.
 	infraShare = time.Second
 )
@@ -233,7 +236,7 @@ func (c *Container) insist(ctx context.Context, h *identity.Handle, exited <-cha
 
 // thaw resumes the container if it is paused: no signal reaches it otherwise.
 func (c *Container) thaw(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, signalTimeout)
 	defer cancel()
 	answer, err := c.s.tasks.Get(ctx, &tasks.GetRequest{ContainerID: c.ID})
 	if err != nil {
@@ -250,7 +253,7 @@ func (c *Container) thaw(ctx context.Context) {
 // kill signals the process, through the shim if that answers; SIGKILL goes to all
 // of the container. The handle makes sure that no other process is met.
 func (c *Container) kill(ctx context.Context, h *identity.Handle, sig unix.Signal) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, signalTimeout)
 	defer cancel()
 	_, err := c.s.tasks.Kill(ctx, &tasks.KillRequest{ContainerID: c.ID, Signal: uint32(sig), All: sig == unix.SIGKILL})
 	if err = native(err); err == nil {

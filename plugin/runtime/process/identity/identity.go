@@ -80,9 +80,8 @@ func Stat(pid int) (Status, error) {
 // Parse reads a line of the form of /proc/PID/stat. A command's name, the second
 // field, is in parentheses and may hold any byte, spaces and parentheses too.
 func Parse(line []byte) (Status, error) {
-	const ( // places behind the name; proc(5) counts from 1, and name is 2
-		state, parent, group, start = 3 - 3, 4 - 3, 5 - 3, 22 - 3
-	)
+	// Places behind the name: those of proc(5), which counts from 1, less 3.
+	const state, parent, group, start = 0, 1, 2, 19
 	end := bytes.LastIndexByte(line, ')')
 	if end < 0 {
 		return Status{}, fmt.Errorf("no command: %w", ErrMalformed)
