@@ -7,24 +7,21 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/berthd/berth/plugin/runtime/process/control"
+	"github.com/berthd/berth/plugin/runtime/process/detach"
 )
 
 var (
 	// ErrDetached is returned when the user has typed the keys to detach.
-	ErrDetached = errdefs.ErrAborted.WithMessage("detached")
+	ErrDetached = detach.Err
 	// ErrTooSlow is returned to a client of Attach that was cut off since it did not
 	// take output while the process went on.
 	ErrTooSlow = errdefs.ErrResourceExhausted.WithMessage("cut off: output was not taken in time")
 )
-
-// DetachKeys is the default for ParseDetachKeys.
-const DetachKeys = "ctrl-p,ctrl-q"
 
 // AttachRequest says what a client takes part in: the streams that are not nil.
 type AttachRequest struct {
@@ -34,7 +31,7 @@ type AttachRequest struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer // with a terminal there is only Stdout
 	Resize         <-chan Size
-	DetachKeys     []byte
+	DetachKeys     []byte // see package detach; nil: none
 	// Started, if not nil, is closed once no output is missed any more.
 	Started chan<- struct{}
 }
@@ -73,7 +70,7 @@ func (c *Container) Attach(ctx context.Context, r AttachRequest) error {
 	}
 	if r.Stdin != nil {
 		go func() { // see AttachRequest.Stdin
-			_, err := io.Copy(conn, detaching(r.Stdin, r.DetachKeys))
+			_, err := io.Copy(conn, detach.Reader(r.Stdin, r.DetachKeys))
 			switch {
 			case errors.Is(err, ErrDetached):
 				leave(ErrDetached)
@@ -109,79 +106,7 @@ func (c *Container) goesOn(ctx context.Context) bool {
 		return false
 	}
 	defer h.Close()
-	ctx, cancel := context.WithTimeout(ctx, streamPatience.window)
+	ctx, cancel := context.WithTimeout(ctx, streamPatience.Window)
 	defer cancel()
 	return h.Wait(ctx) != nil
-}
-
-// ParseDetachKeys reads keys as docker and kubectl write them: characters, or
-// ctrl- and one of a-z @ [ \ ] ^ _, with commas between. Empty is none.
-func ParseDetachKeys(text string) ([]byte, error) {
-	if text == "" {
-		return nil, nil
-	}
-	var keys []byte
-	for key := range strings.SplitSeq(text, ",") {
-		ctrl, is := strings.CutPrefix(strings.ToLower(key), "ctrl-")
-		switch {
-		case is && len(ctrl) == 1 && (ctrl[0] >= 'a' && ctrl[0] <= 'z' || strings.Contains("@[\\]^_", ctrl)):
-			const mask = 0x1f // what the control key leaves of a character
-			keys = append(keys, ctrl[0]&mask)
-		case !is && len(key) == 1:
-			keys = append(keys, key[0])
-		default:
-			return nil, fmt.Errorf("detach key %q: %w", key, errdefs.ErrInvalidArgument)
-		}
-	}
-	return keys, nil
-}
-
-// detacher reads from r until the keys come one after the other.
-type detacher struct {
-	r       io.Reader
-	keys    []byte
-	matched int // of keys, held back
-	buffer  []byte
-	out     []byte // ready to be read
-	err     error  // after out
-}
-
-func detaching(r io.Reader, keys []byte) io.Reader {
-	if len(keys) == 0 {
-		return r
-	}
-	return &detacher{r: r, keys: keys, buffer: make([]byte, copyBytes)}
-}
-
-func (d *detacher) Read(p []byte) (int, error) {
-	for len(d.out) == 0 && d.err == nil {
-		n, err := d.r.Read(d.buffer)
-		d.take(d.buffer[:n])
-		if err != nil && d.err == nil {
-			d.out, d.matched = append(d.out, d.keys[:d.matched]...), 0
-			d.err = err
-		}
-	}
-	n := copy(p, d.out)
-	d.out = d.out[n:]
-	if n == 0 {
-		return 0, d.err
-	}
-	return n, nil
-}
-
-func (d *detacher) take(p []byte) {
-	for _, b := range p {
-		if b != d.keys[d.matched] { // what was held back were no keys; this may be the first
-			d.out, d.matched = append(d.out, d.keys[:d.matched]...), 0
-		}
-		if b != d.keys[d.matched] {
-			d.out = append(d.out, b)
-			continue
-		}
-		if d.matched++; d.matched == len(d.keys) {
-			d.err = ErrDetached
-			return
-		}
-	}
 }

@@ -9,12 +9,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/iotest"
 	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/berthd/berth/plugin/labels"
+	"github.com/berthd/berth/plugin/runtime/process/detach"
 )
 
 // locked is a buffer for two.
@@ -130,7 +130,7 @@ func TestAttachTerminal(t *testing.T) {
 	defer typing.Close()
 	var out locked
 	sizes := make(chan Size, 1)
-	keys, _ := ParseDetachKeys(DetachKeys)
+	keys, _ := detach.Parse(detach.Default)
 	done := attached(t, r, x, AttachRequest{Stdin: in, Stdout: &out, Stderr: io.Discard, Resize: sizes, DetachKeys: keys})
 	sizes <- Size{100, 40}
 	eventually(t, func() string {
@@ -199,36 +199,4 @@ func (c *counter) get() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.n
-}
-
-func TestDetachKeys(t *testing.T) {
-	for text, want := range map[string]string{"": "", "ctrl-p,ctrl-q": "\x10\x11", "a": "a", "Ctrl-@,ctrl-_,x": "\x00\x1fx", "ctrl-[": "\x1b"} {
-		if got, err := ParseDetachKeys(text); err != nil || string(got) != want {
-			t.Errorf("%q: got %q, %v", text, got, err)
-		}
-	}
-	for _, text := range []string{"ctrl-", "ctrl-1", "ab", "ctrl-p,", "shift-a"} {
-		if got, err := ParseDetachKeys(text); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%q: got %q, %v", text, got, err)
-		}
-	}
-	for typed, want := range map[string]struct {
-		out string
-		end error
-	}{
-		"abc":              {"abc", nil},
-		"a\x10\x11b":       {"a", ErrDetached},
-		"\x10x\x10\x11":    {"\x10x", ErrDetached},
-		"\x10\x10\x11":     {"\x10", ErrDetached},
-		"a\x10":            {"a\x10", nil},
-		"\x11\x10a\x10b\n": {"\x11\x10a\x10b\n", nil},
-	} {
-		got, err := io.ReadAll(detaching(iotest.OneByteReader(strings.NewReader(typed)), []byte("\x10\x11")))
-		if string(got) != want.out || !errors.Is(err, want.end) {
-			t.Errorf("%q: got %q, %v", typed, got, err)
-		}
-	}
-	if r := strings.NewReader("a"); detaching(r, nil) != io.Reader(r) {
-		t.Error("without keys the reader should be the same")
-	}
 }

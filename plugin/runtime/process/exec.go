@@ -20,7 +20,9 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/berthd/berth/plugin/runtime/process/detach"
 	"github.com/berthd/berth/plugin/runtime/process/identity"
+	"github.com/berthd/berth/plugin/runtime/process/pipe"
 )
 
 const (
@@ -36,7 +38,7 @@ const (
 )
 
 // streamPatience is for output that goes through the shim.
-var streamPatience = patience{window: 500 * time.Millisecond, limit: 5 * time.Second}
+var streamPatience = pipe.Patience{Window: 500 * time.Millisecond, Limit: 5 * time.Second}
 
 // execs are the container's execs that this program knows of.
 type execs struct {
@@ -165,7 +167,7 @@ type execution struct {
 	c       *Container
 	id      string
 	pid     int
-	streams *streams
+	streams *pipe.Streams
 }
 
 // ready returns an error if no exec can be started.
@@ -185,11 +187,11 @@ func (c *Container) ready(ctx context.Context) error {
 }
 
 // execute starts cmd with the streams, which it closes after an error.
-func (c *Container) execute(ctx context.Context, cmd *Command, s *streams) (_ *execution, err error) {
+func (c *Container) execute(ctx context.Context, cmd *Command, s *pipe.Streams) (_ *execution, err error) {
 	x := &execution{c: c, id: "berth-" + strings.ToLower(rand.Text()), streams: s}
 	defer func() {
 		if err != nil {
-			s.close()
+			s.Close()
 		}
 	}()
 	spec, err := c.process(cmd)
@@ -200,7 +202,7 @@ func (c *Container) execute(ctx context.Context, cmd *Command, s *streams) (_ *e
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w: %w", c.ID, errdefs.ErrInternal, err)
 	}
-	io := s.stdio()
+	io := s.Addresses()
 	_, err = c.s.tasks.Exec(ctx, &tasks.ExecProcessRequest{
 		ContainerID: c.ID, ExecID: x.id, Spec: document, Terminal: cmd.Terminal, Stdin: io.Stdin, Stdout: io.Stdout, Stderr: io.Stderr,
 	})
@@ -219,7 +221,7 @@ func (c *Container) execute(ctx context.Context, cmd *Command, s *streams) (_ *e
 		return nil, fmt.Errorf("exec in container %s: %w", c.ID, err)
 	}
 	x.pid = int(answer.Pid)
-	s.started()
+	s.Started()
 	// A stop that has begun meanwhile did not see this one.
 	if err = c.AddExecPID(x.pid, true); err != nil {
 		x.kill(context.WithoutCancel(ctx))
@@ -260,7 +262,7 @@ func (x *execution) kill(ctx context.Context) {
 // forget removes the ended process from the shim. It returns soon even if others
 // keep its output open: then that goes on in the background.
 func (x *execution) forget(ctx context.Context) {
-	x.streams.close()
+	x.streams.Close()
 	x.c.DeleteExecPID(x.pid)
 	done := make(chan struct{})
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forgetLimit)
@@ -342,7 +344,7 @@ type ExecRequest struct {
 	Stdout, Stderr io.Writer
 	// Resize are the sizes of the terminal from now on. nil: none.
 	Resize <-chan Size
-	// DetachKeys typed one after the other detach; see ParseDetachKeys.
+	// DetachKeys typed one after the other detach; see package detach.
 	DetachKeys []byte
 }
 
@@ -357,16 +359,16 @@ func (c *Container) Exec(ctx context.Context, r ExecRequest) (int32, error) {
 	if err := c.ready(ctx); err != nil {
 		return 0, err
 	}
-	s := &streams{terminal: r.Terminal, patience: streamPatience}
-	if err := openStreams(s, r.Stdin != nil, true, true); err != nil {
-		return 0, err
+	s, err := pipe.Open(pipe.Options{Stdin: r.Stdin != nil, Stdout: true, Stderr: true, Terminal: r.Terminal, Patience: streamPatience})
+	if err != nil {
+		return 0, fmt.Errorf("exec in container %s: %w", c.ID, err)
 	}
 	x, err := c.execute(ctx, &r.Command, s)
 	if err != nil {
 		return 0, err
 	}
 	out := [2]*valve{{w: r.Stdout}, {w: r.Stderr}}
-	s.copyTo(out[0], out[1])
+	s.CopyTo(out[0], out[1])
 
 	var resizer sync.WaitGroup
 	defer resizer.Wait()
@@ -376,7 +378,7 @@ func (c *Container) Exec(ctx context.Context, r ExecRequest) (int32, error) {
 		resizer.Go(func() { c.resize(client, x.id, r.Resize) })
 	}
 	if r.Stdin != nil {
-		go x.feed(client, leave, detaching(r.Stdin, r.DetachKeys)) // see ExecRequest.Stdin
+		go x.feed(client, leave, detach.Reader(r.Stdin, r.DetachKeys)) // see ExecRequest.Stdin
 	}
 	code, err := x.wait(client)
 	if err != nil && client.Err() != nil {
@@ -385,14 +387,14 @@ func (c *Container) Exec(ctx context.Context, r ExecRequest) (int32, error) {
 		c.s.spawn(ctx, x.abandon)
 		return 0, fmt.Errorf("exec in container %s: %w", c.ID, context.Cause(client))
 	}
-	s.drain()
+	s.Drain()
 	x.forget(ctx)
 	return code, err
 }
 
 // feed gives the process its input.
 func (x *execution) feed(ctx context.Context, leave context.CancelCauseFunc, from io.Reader) {
-	err := x.streams.feed(ctx, from)
+	err := x.streams.Feed(ctx, from)
 	if errors.Is(err, ErrDetached) {
 		leave(ErrDetached)
 		return
@@ -410,7 +412,7 @@ func (x *execution) abandon(ctx context.Context) {
 		x.forget(ctx)
 		return
 	}
-	x.streams.close() // this program ends; the shim keeps the exec
+	x.streams.Close() // this program ends; the shim keeps the exec
 }
 
 // valve passes output on until it is shut.

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/plugin/labels"
+	"github.com/berthd/berth/plugin/runtime/process/detach"
 )
 
 // descriptors counts this program's.
@@ -264,7 +265,7 @@ func TestExec(t *testing.T) {
 	})
 	r.noExecs(t, x)
 	t.Run("detach", func(t *testing.T) {
-		keys, err := ParseDetachKeys(DetachKeys)
+		keys, err := detach.Parse(detach.Default)
 		if err != nil {
 			t.Fatal(err)
 		}

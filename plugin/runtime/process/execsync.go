@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/plugin/runtime/process/identity"
+	"github.com/berthd/berth/plugin/runtime/process/pipe"
 )
 
 // MaxSyncOutput is how much ExecSync returns of stdout and stderr together, in
@@ -32,7 +33,7 @@ const (
 
 // syncPatience is for output that the process writes into our pipes itself: when
 // it has ended, all of it is there.
-var syncPatience = patience{window: 50 * time.Millisecond, limit: time.Second}
+var syncPatience = pipe.Patience{Window: 50 * time.Millisecond, Limit: time.Second}
 
 // ErrTimedOut is the cause of an ExecSyncError when the command took too long.
 var ErrTimedOut = fmt.Errorf("%s: %w", TimedOut, context.DeadlineExceeded)
@@ -92,11 +93,12 @@ func (c *Container) ExecSync(ctx context.Context, r ExecSyncRequest) (*ExecSyncR
 		return nil, err
 	}
 	r.Terminal = c.Metadata.Settings.Terminal
-	s := &streams{terminal: r.Terminal, direct: !r.Terminal, patience: syncPatience}
+	o := pipe.Options{Stdout: true, Stderr: true, Terminal: r.Terminal, Direct: !r.Terminal, Patience: syncPatience}
 	if r.Terminal {
-		s.patience = streamPatience
+		o.Patience = streamPatience
 	}
-	if err := openStreams(s, false, true, true); err != nil {
+	s, err := pipe.Open(o)
+	if err != nil {
 		return nil, &ExecSyncError{ExitCode: timedOutCode, Err: err}
 	}
 	limited, cancel := ctx, context.CancelFunc(func() {})
@@ -120,12 +122,12 @@ func (c *Container) ExecSync(ctx context.Context, r ExecSyncRequest) (*ExecSyncR
 
 // collect executes cmd. When it returns, the command has ended or was killed, and
 // nothing of it is left here.
-func (c *Container) collect(ctx context.Context, cmd *Command, s *streams, out *collector) (int32, error) {
+func (c *Container) collect(ctx context.Context, cmd *Command, s *pipe.Streams, out *collector) (int32, error) {
 	x, err := c.execute(ctx, cmd, s)
 	if err != nil {
 		return timedOutCode, err
 	}
-	s.copyTo(stream{out, 0}, stream{out, 1})
+	s.CopyTo(stream{out, 0}, stream{out, 1})
 	code, err := x.wait(ctx)
 	if err != nil {
 		killing, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
@@ -135,7 +137,7 @@ func (c *Container) collect(ctx context.Context, cmd *Command, s *streams, out *
 			err = errors.Join(err, late)
 		}
 	}
-	s.drain()
+	s.Drain()
 	x.forget(ctx)
 	return code, err
 }

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package process
+// Package pipe connects a process that a shim starts with this program, by pipes
+// that the shim opens by their names in /proc: nothing in the file system has to be
+// cleaned up, and SELinux does not take a pipe's file for one of a directory. It
+// owns their ends here and the copies to readers and from writers; who is at the
+// other end it does not know. It needs the host's PID namespace.
+package pipe
 
 import (
 	"context"
@@ -25,9 +30,7 @@ const (
 	copyBytes = 64 << 10
 )
 
-// pipe is a pipe of this process that a shim opens by its name in /proc: nothing
-// in the file system has to be cleaned up, and SELinux does not take its file for
-// one of a directory. The name is as good as this process lives.
+// pipe is one stream's. Its name is as good as this process lives.
 type pipe struct {
 	r, w *os.File
 }
@@ -49,7 +52,7 @@ func (p *pipe) close() {
 	}
 }
 
-// name is the path under which f can be opened again, in the host's PID namespace.
+// name is the path under which f can be opened again.
 func name(f *os.File) string {
 	return "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(descriptor(f))
 }
@@ -66,66 +69,79 @@ func descriptor(f *os.File) (fd int) {
 	return fd
 }
 
-// streams are the pipes of an exec: nil where there is no stream.
-type streams struct {
-	in       *pipe
-	out      [2]*pipe // stdout, stderr
-	terminal bool
-	direct   bool // the process writes into the pipes itself
-	patience patience
-	copies   sync.WaitGroup
+// Patience is how long output is waited for when the process has ended and others
+// keep its streams open: Limit in all, Window without a byte.
+type Patience struct{ Window, Limit time.Duration }
+
+// Options say which pipes there are.
+type Options struct {
+	Stdin, Stdout, Stderr bool
+	Terminal              bool // there is no Stderr then
+	// Direct: the process writes into the pipes itself, so that all its output is
+	// here when it has ended, and a pipe is closed to it when the Set is. Otherwise
+	// the shim copies, and keeps the process running without a reader.
+	Direct   bool
+	Patience Patience
 }
 
-// patience is how long output is waited for when the process has ended and others
-// keep its streams open: limit in all, window without a byte.
-type patience struct{ window, limit time.Duration }
+// Streams are the pipes of a process.
+type Streams struct {
+	Options
+	in     *pipe
+	out    [2]*pipe // stdout, stderr
+	copies sync.WaitGroup
+}
 
-// openStreams makes the pipes for what is wanted; the caller closes them.
-func openStreams(s *streams, in, out, err bool) (e error) {
+// Addresses are the names of pipes in the shim's form, empty where there is none.
+type Addresses struct{ Stdin, Stdout, Stderr string }
+
+// Open makes the pipes; the caller closes them.
+func Open(o Options) (_ *Streams, err error) {
+	s := &Streams{Options: o}
 	defer func() {
-		if e != nil {
-			s.close()
+		if err != nil {
+			s.Close()
 		}
 	}()
-	if in {
-		if s.in, e = newPipe(); e != nil {
-			return e
+	if o.Stdin {
+		if s.in, err = newPipe(); err != nil {
+			return nil, err
 		}
 	}
-	for i, wanted := range [2]bool{out, err && !s.terminal} {
+	for i, wanted := range [2]bool{o.Stdout, o.Stderr && !o.Terminal} {
 		if !wanted {
 			continue
 		}
-		if s.out[i], e = newPipe(); e != nil {
-			return e
+		if s.out[i], err = newPipe(); err != nil {
+			return nil, err
 		}
 		// Less is as good, only slower.
 		_, _ = unix.FcntlInt(uintptr(descriptor(s.out[i].r)), unix.F_SETPIPE_SZ, pipeBytes)
 	}
-	return nil
+	return s, nil
 }
 
-// stdio are the addresses of the pipes.
-func (s *streams) stdio() (io Stdio) {
+// Addresses returns where the shim finds the pipes.
+func (s *Streams) Addresses() (a Addresses) {
 	scheme := ""
-	if s.direct {
+	if s.Direct {
 		scheme = "file://" // which the shim hands on, without a copy
 	}
 	if s.in != nil {
-		io.Stdin = name(s.in.w)
+		a.Stdin = name(s.in.w)
 	}
 	if s.out[0] != nil {
-		io.Stdout = scheme + name(s.out[0].r)
+		a.Stdout = scheme + name(s.out[0].r)
 	}
 	if s.out[1] != nil {
-		io.Stderr = scheme + name(s.out[1].r)
+		a.Stderr = scheme + name(s.out[1].r)
 	}
-	return io
+	return a
 }
 
-// started is called when the shim has opened the pipes: from now on their ends
+// Started is called when the shim has opened the pipes: from now on their ends
 // are the process's.
-func (s *streams) started() {
+func (s *Streams) Started() {
 	if s.in != nil {
 		_ = s.in.r.Close()
 	}
@@ -136,9 +152,9 @@ func (s *streams) started() {
 	}
 }
 
-// copyTo begins to write output to the writers, nil for none, until its end. An
+// CopyTo begins to write output to the writers, nil for none, until its end. An
 // error of one ends only that one's; what comes is thrown away then.
-func (s *streams) copyTo(stdout, stderr io.Writer) {
+func (s *Streams) CopyTo(stdout, stderr io.Writer) {
 	for i, w := range [2]io.Writer{stdout, stderr} {
 		if p := s.out[i]; p != nil {
 			s.copies.Go(func() { s.copy(p.r, w) })
@@ -146,7 +162,7 @@ func (s *streams) copyTo(stdout, stderr io.Writer) {
 	}
 }
 
-func (s *streams) copy(r *os.File, w io.Writer) {
+func (s *Streams) copy(r *os.File, w io.Writer) {
 	buffer := make([]byte, copyBytes)
 	var giveUp time.Time
 	for read := true; ; {
@@ -163,11 +179,11 @@ func (s *streams) copy(r *os.File, w io.Writer) {
 		}
 		// The process has ended, and others have its streams.
 		if giveUp.IsZero() {
-			giveUp = time.Now().Add(s.patience.limit - s.patience.window)
+			giveUp = time.Now().Add(s.Patience.Limit - s.Patience.Window)
 		}
 		if read && time.Now().Before(giveUp) {
 			read = false
-			_ = r.SetReadDeadline(time.Now().Add(s.patience.window)) // fails only when closed
+			_ = r.SetReadDeadline(time.Now().Add(s.Patience.Window)) // fails only when closed
 			continue
 		}
 		s.sweep(r, w, buffer)
@@ -177,7 +193,7 @@ func (s *streams) copy(r *os.File, w io.Writer) {
 
 // sweep takes what is in the pipe now: everything of a process that has ended,
 // even if this one had no time to read it.
-func (s *streams) sweep(r *os.File, w io.Writer, buffer []byte) {
+func (s *Streams) sweep(r *os.File, w io.Writer, buffer []byte) {
 	left, err := unix.IoctlGetInt(descriptor(r), unix.TIOCINQ) // FIONREAD
 	if err != nil || r.SetReadDeadline(time.Time{}) != nil {
 		return
@@ -203,18 +219,18 @@ func write(w io.Writer, p []byte) io.Writer {
 	return w
 }
 
-// drain waits for the rest of the output of a process that has ended.
-func (s *streams) drain() {
+// Drain waits for the rest of the output of a process that has ended.
+func (s *Streams) Drain() {
 	for _, p := range s.out {
 		if p != nil {
-			_ = p.r.SetReadDeadline(time.Now().Add(s.patience.window)) // fails only when closed
+			_ = p.r.SetReadDeadline(time.Now().Add(s.Patience.Window)) // fails only when closed
 		}
 	}
 	s.copies.Wait()
 }
 
-// close closes everything. Copies end.
-func (s *streams) close() {
+// Close closes everything. Copies end.
+func (s *Streams) Close() {
 	s.in.close()
 	for _, p := range s.out {
 		p.close()
@@ -222,8 +238,8 @@ func (s *streams) close() {
 	s.copies.Wait()
 }
 
-// feed copies input until its end, or that of ctx, or of the process.
-func (s *streams) feed(ctx context.Context, from io.Reader) error {
+// Feed copies input until its end, or that of ctx, or of the process.
+func (s *Streams) Feed(ctx context.Context, from io.Reader) error {
 	stop := context.AfterFunc(ctx, func() { _ = s.in.w.Close() })
 	defer stop()
 	_, err := io.Copy(s.in.w, from)
