@@ -163,6 +163,10 @@ func (c *Container) Delete(reply func(pid int, e process.Exit, err error)) {
 			c.state, c.init.state = Stopped, Stopped
 		}
 		c.init.Wait(func(process.Exit) {
+			if c.init.pid == 0 { // never restored: nothing has been written
+				c.remove(reply)
+				return
+			}
 			c.init.drained(func() { c.remove(reply) })
 		})
 	})
