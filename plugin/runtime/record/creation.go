@@ -172,17 +172,17 @@ func (c *Creation) Commit(ctx context.Context) error {
 		return fmt.Errorf("finish %s: %w", id, err)
 	}
 	m.Created = true
-	ch, err := m.Update(r)
-	if err != nil {
-		return fmt.Errorf("finish %s: %w", id, err)
-	}
-	if r, err = ch.Container(ctx, c.store.client.ContainerService()); err != nil {
-		return fmt.Errorf("finish %s: %w", id, err)
-	}
-	if c.Sandbox != nil {
+	if c.Sandbox != nil { // before the container, whose mark is the one that counts
 		if err := c.store.writeSandbox(ctx, id, m, updated); err != nil {
 			return fmt.Errorf("finish %s: %w", id, err)
 		}
+	}
+	ch, err := m.Update(r)
+	if err == nil {
+		r, err = ch.Container(ctx, c.store.client.ContainerService())
+	}
+	if err != nil {
+		return fmt.Errorf("finish %s: %w", id, err)
 	}
 	c.Container.Record, c.Container.Metadata = r, m
 	c.undo = nil
@@ -270,9 +270,14 @@ func inUse(what string, err error) error {
 	return err
 }
 
-// checkNames looks for records that have one of the names; such a record that
+// checkNames looks for records that have the ID or one of the names; a record that
 // nobody is going to finish is removed.
 func (s *Store) checkNames(ctx context.Context, p *plan) error {
+	if c, err := s.client.ContainerService().Get(ctx, p.id); err == nil {
+		return fmt.Errorf("ID %s: in use by %s: %w", p.id, labels.Describe(c).Metadata.Name, errdefs.ErrAlreadyExists)
+	} else if !errdefs.IsNotFound(err) {
+		return fmt.Errorf("look for ID %s: %w", p.id, err)
+	}
 	var filters []string
 	for _, name := range p.names {
 		filters = append(filters, labels.Named(name), labels.PodNamed(name))

@@ -206,12 +206,16 @@ func (s *Store) sweep(ctx context.Context, id string, left claim.Note) error {
 			return nil //nolint:nilerr // not ours to judge
 		}
 		if m.Created {
-			return s.sweepFinished(ctx, id, m)
+			return nil
 		}
 		if err := s.idle(ctx, id); err != nil {
 			return err
 		}
 		if err := s.shutDown(ctx, id); err != nil {
+			return err
+		}
+		// Without the infra container, its own mark counts.
+		if err := s.writeSandbox(ctx, id, m, updated); err != nil {
 			return err
 		}
 		if err := s.remove(ctx, c); err != nil {
@@ -228,14 +232,6 @@ func (s *Store) sweep(ctx context.Context, id string, left claim.Note) error {
 		return err
 	}
 	return s.removeDirs(id)
-}
-
-// sweepFinished mends a pod whose creation died between its two marks.
-func (s *Store) sweepFinished(ctx context.Context, id string, m labels.Metadata) error {
-	if m.Kind != labels.KindInfra {
-		return nil
-	}
-	return s.writeSandbox(ctx, id, m, updated)
 }
 
 // sweepSandbox removes the sandbox record and the lease of a pod without an infra

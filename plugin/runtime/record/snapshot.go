@@ -56,6 +56,10 @@ func (c *Creation) prepare(ctx context.Context) error {
 			})
 		}
 	}
+	// Even what fails may enter the lease.
+	c.undo.add("take snapshot from lease", func(ctx context.Context) error {
+		return c.store.unlease(ctx, snapshotKey{name, id, lease.ID})
+	})
 	for range copyAttempts {
 		if c.copied != "" {
 			if err := c.store.copyMapped(ctx, name, parent, c.plan); err != nil {

@@ -243,8 +243,8 @@ func (s *Store) Complete(ctx context.Context, prefix string) (string, error) {
 }
 
 // Pod returns a pod of berth's by ID, or by its unique name, with its members. An
-// unknown one is ErrInvalidSandboxID. It costs two calls, however many containers
-// there are in the namespace, and a third by name.
+// unknown one is ErrInvalidSandboxID. It costs three calls by ID, however many
+// containers there are in the namespace, and up to two more by name.
 func (s *Store) Pod(ctx context.Context, ref string) (labels.PodEntry, error) {
 	ctx = s.in(ctx)
 	id, err := s.podID(ctx, ref)
@@ -270,7 +270,17 @@ func (s *Store) podID(ctx context.Context, ref string) (string, error) {
 			return b.ID, nil
 		}
 	}
-	return ref, nil // if anything is left of it, its containers tell
+	// The sandbox record is lost, or ref is an ID of which the members tell.
+	infra, err := s.client.ContainerService().List(ctx, labels.PodNamed(ref))
+	if err != nil {
+		return "", err
+	}
+	for _, c := range infra {
+		if _, err := labels.Decode(c); !errors.Is(err, labels.ErrForeign) {
+			return c.ID, nil
+		}
+	}
+	return ref, nil
 }
 
 func (s *Store) pod(ctx context.Context, id string) (labels.PodEntry, error) {
