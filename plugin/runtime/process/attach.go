@@ -23,6 +23,12 @@ var (
 	ErrTooSlow = errdefs.ErrResourceExhausted.WithMessage("cut off: output was not taken in time")
 )
 
+// DetachKeys is the default for ParseDetachKeys.
+const DetachKeys = detach.Default
+
+// ParseDetachKeys is detach.Parse, for those who attach.
+func ParseDetachKeys(text string) ([]byte, error) { return detach.Parse(text) }
+
 // AttachRequest says what a client takes part in: the streams that are not nil.
 type AttachRequest struct {
 	// Stdin is read until its end. That ends the process's input if the container

@@ -14,7 +14,6 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berthd/berth/plugin/labels"
-	"github.com/berthd/berth/plugin/runtime/process/detach"
 )
 
 // locked is a buffer for two.
@@ -38,9 +37,14 @@ func (l *locked) String() string {
 // attached attaches in the background, and returns when it is.
 func attached(t *testing.T, r *rig, x *Container, q AttachRequest) chan error {
 	t.Helper()
-	done := make(chan error, 1)
+	done, started := make(chan error, 1), make(chan struct{})
+	q.Started = started
 	go func() { done <- x.Attach(r.ctx, q) }()
-	time.Sleep(200 * time.Millisecond) // its socket is taken
+	select {
+	case <-started:
+	case <-r.ctx.Done():
+		t.Fatal("not attached")
+	}
 	return done
 }
 
@@ -130,7 +134,7 @@ func TestAttachTerminal(t *testing.T) {
 	defer typing.Close()
 	var out locked
 	sizes := make(chan Size, 1)
-	keys, _ := detach.Parse(detach.Default)
+	keys, _ := ParseDetachKeys(DetachKeys)
 	done := attached(t, r, x, AttachRequest{Stdin: in, Stdout: &out, Stderr: io.Discard, Resize: sizes, DetachKeys: keys})
 	sizes <- Size{100, 40}
 	eventually(t, func() string {

@@ -28,14 +28,14 @@ func TestLifecycle(t *testing.T) {
 	if err := x.Create(r.ctx, CreateRequest{}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("no record: %v", err)
 	}
-	if err := x.Create(r.ctx, CreateRequest{Record: record}); err != nil {
+	if err := x.Create(r.ctx, creation(record)); err != nil {
 		t.Fatal(err)
 	}
 	s := x.StateNoLock()
 	if s.Status != Created || s.InitPid == 0 || s.InitStartTime == "" || s.Bundle != r.Bundle(x.ID) {
 		t.Errorf("created: %+v", s)
 	}
-	if err := x.Create(r.ctx, CreateRequest{Record: record}); !errdefs.IsAlreadyExists(err) {
+	if err := x.Create(r.ctx, creation(record)); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("created twice: %v", err)
 	}
 	if err := x.Living(); err != nil {
@@ -99,7 +99,7 @@ func TestStopCreated(t *testing.T) {
 	r := newRig(t)
 	for _, stop := range []bool{true, false} {
 		x, record := r.container(t, options{})
-		if err := x.Create(r.ctx, CreateRequest{Record: record}); err != nil {
+		if err := x.Create(r.ctx, creation(record)); err != nil {
 			t.Fatal(err)
 		}
 		if stop {
@@ -122,7 +122,7 @@ func TestCreateFails(t *testing.T) {
 	r := newRig(t)
 	log := filepath.Join(t.TempDir(), "log")
 	x, record := r.container(t, options{args: []string{"/no/such/program"}, stdio: Stdio{Stdout: "cri://" + log}, settings: labels.Settings{LogPath: log}})
-	err := x.Create(r.ctx, CreateRequest{Record: record})
+	err := x.Create(r.ctx, creation(record))
 	if err == nil || !strings.Contains(err.Error(), "container create failed") || !strings.Contains(err.Error(), "/no/such/program") {
 		t.Errorf("got %v", err)
 	}

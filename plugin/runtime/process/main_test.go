@@ -21,7 +21,8 @@ import (
 )
 
 // Numbers in comments are the acceptance statements of the specifications: P of
-// pods and containers, S of the shim.
+// pods and containers, S of the shim. BERTH_TEST_RUNTIME=dropin runs the tests with
+// the shim under runc's name.
 
 func TestMain(m *testing.M) {
 	host.EnterOffline()
@@ -105,7 +106,7 @@ func (r *rig) container(t *testing.T, o options) (*Container, client.Container) 
 		opts = append(opts, oci.WithTTY)
 	}
 	record, err := r.Client().NewContainer(r.ctx, id, client.WithImage(image), client.WithNewSnapshot(id, image),
-		client.WithRuntime(host.Native.Name, nil), client.WithNewSpec(opts...))
+		client.WithRuntime(host.Runtimes()[0].Name, nil), client.WithNewSpec(opts...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,11 +139,20 @@ func (r *rig) container(t *testing.T, o options) (*Container, client.Container) 
 	return c, record
 }
 
+// creation is with the runtime under test.
+func creation(record client.Container) CreateRequest {
+	r := CreateRequest{Record: record}
+	if path := host.Runtimes()[0].Path; path != "" {
+		r.Options = []client.NewTaskOpts{client.WithRuntimePath(path)}
+	}
+	return r
+}
+
 // run starts a container.
 func (r *rig) run(t *testing.T, o options) *Container {
 	t.Helper()
 	c, record := r.container(t, o)
-	if err := c.Create(r.ctx, CreateRequest{Record: record}); err != nil {
+	if err := c.Create(r.ctx, creation(record)); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Start(r.ctx); err != nil {
