@@ -38,7 +38,7 @@ build: ## berth's programs, to .build/bin
 	@mkdir -p $(BUILD)/bin
 	$(GOBUILD) -o $(BUILD)/bin/ ./cmd/...
 
-unit: deps ## tests of the packages
+unit: deps build ## tests of the packages
 	$(GO) test -race -timeout 10m $(UNIT)
 
 integration: deps build ## tests against containerd and runc on this machine
