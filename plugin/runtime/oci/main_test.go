@@ -59,6 +59,16 @@ func newWorld(t testing.TB) *world {
 	t.Cleanup(cancel)
 	before := shared.d.Count(t)
 	t.Cleanup(func() { shared.d.Settle(t, before) })
+	// A snapshot that no record has yet would be collected.
+	ctx, done, err := shared.d.Client().WithLease(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := done(shared.d.Context(context.Background())); err != nil {
+			t.Error(err)
+		}
+	})
 	return &world{shared.d, ctx}
 }
 
@@ -121,8 +131,8 @@ func (w *world) run(t testing.TB, r *Request, pod string) string {
 			t.Error(err)
 		}
 	}()
-	var out bytes.Buffer
-	io := []cio.Opt{cio.WithStreams(nil, &out, &out), cio.WithFIFODir(filepath.Join(w.Dir, "fifo"))}
+	var out, complaints bytes.Buffer // each has a copier of its own
+	io := []cio.Opt{cio.WithStreams(nil, &out, &complaints), cio.WithFIFODir(filepath.Join(w.Dir, "fifo"))}
 	if r.TTY {
 		io = append(io, cio.WithTerminal)
 	}
@@ -139,7 +149,7 @@ func (w *world) run(t testing.TB, r *Request, pod string) string {
 	}
 	status := <-exited
 	if status.Error() != nil || status.ExitCode() != 0 {
-		t.Errorf("exit: %v, %v", status.ExitCode(), status.Error())
+		t.Errorf("exit: %v, %v: %s", status.ExitCode(), status.Error(), &complaints)
 	}
 	task.IO().Wait()
 	if _, err := task.Delete(w.ctx); err != nil {

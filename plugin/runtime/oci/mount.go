@@ -137,7 +137,7 @@ func (m *Mount) propagate(source string, s *specs.Spec) (string, error) {
 		return "", fmt.Errorf("propagation of %s: %w", source, err)
 	}
 	shared, slave := false, false
-	for _, field := range strings.Fields(info.Optional) {
+	for field := range strings.FieldsSeq(info.Optional) {
 		shared = shared || strings.HasPrefix(field, "shared:")
 		slave = slave || strings.HasPrefix(field, "master:")
 	}

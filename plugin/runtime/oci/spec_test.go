@@ -179,7 +179,7 @@ func TestPrivileged(t *testing.T) {
 		grep -E "^(CapEff|Seccomp):" /proc/self/status; mount | grep " /sys " ; ls /dev | wc -l`}, Security: Security{Privileged: true}}, "")
 	own, err := os.ReadFile("/proc/self/status")
 	must(t, err)
-	for _, line := range strings.Split(string(own), "\n") {
+	for line := range strings.SplitSeq(string(own), "\n") {
 		if strings.HasPrefix(line, "CapEff:") && !strings.Contains(out, line) {
 			t.Errorf("no %q in:\n%s", line, out)
 		}

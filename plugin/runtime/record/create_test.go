@@ -466,7 +466,7 @@ func TestSharedCopy(t *testing.T) {
 // wantCensusButImages leaves out the snapshots of images.
 func (w *world) wantCensusButImages(t testing.TB, before string) {
 	t.Helper()
-	for _, line := range strings.Split(w.census(t), "\n") {
+	for line := range strings.SplitSeq(w.census(t), "\n") {
 		key := line[strings.LastIndex(line, " ")+1:]
 		if strings.HasPrefix(key, "sha256:") && !idmap.IsCopy(key) {
 			before += "\n" + line

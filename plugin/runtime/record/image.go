@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
@@ -91,8 +92,7 @@ func (s *Store) pause(ctx context.Context, p PauseImage) (*image, error) {
 	}
 	r, err := s.client.ImageService().Get(ctx, name.String())
 	if errdefs.IsNotFound(err) {
-		// A pull may serve many: it goes on when the one who asked has gone.
-		r, err = s.pull(context.WithoutCancel(ctx), name.String(), p.AuthFile)
+		r, err = s.pull(ctx, name.String(), p.AuthFile)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("pause image %s: %w", name, err)
@@ -108,7 +108,13 @@ func (s *Store) pause(ctx context.Context, p PauseImage) (*image, error) {
 	return s.resolve(ctx, Image{Record: exact.String()})
 }
 
+// pullTimeout bounds what no caller does. Pause images are small.
+const pullTimeout = 10 * time.Minute
+
+// pull goes on when the one who asked has gone: the next one will want it, too.
 func (s *Store) pull(ctx context.Context, name, authFile string) (images.Image, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pullTimeout)
+	defer cancel()
 	resolver, err := s.resolver(ctx, name, authFile)
 	if err != nil {
 		return images.Image{}, err

@@ -195,7 +195,7 @@ func (w *world) census(t testing.TB) string {
 	}
 	info, err := os.ReadFile("/proc/self/mountinfo")
 	must(err)
-	for _, line := range strings.Split(string(info), "\n") {
+	for line := range strings.SplitSeq(string(info), "\n") {
 		if strings.Contains(line, w.o.State) {
 			add("mount", line)
 		}
@@ -206,10 +206,10 @@ func (w *world) census(t testing.TB) string {
 func (w *world) wantCensus(t testing.TB, before string) {
 	t.Helper()
 	was := map[string]bool{}
-	for _, line := range strings.Split(before, "\n") {
+	for line := range strings.SplitSeq(before, "\n") {
 		was[line] = true
 	}
-	for _, line := range strings.Split(w.census(t), "\n") {
+	for line := range strings.SplitSeq(w.census(t), "\n") {
 		if !was[line] && line != "" {
 			t.Errorf("left: %s", line)
 		}

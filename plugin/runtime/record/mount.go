@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
@@ -102,6 +103,21 @@ func (s *Store) mount(ctx context.Context, c *Container) (string, error) {
 		return "", errors.Join(fmt.Errorf("%w: %w", err, errdefs.ErrInternal), unmount(ctx, c.RunDir))
 	}
 	return path, nil
+}
+
+// labelled adds the mount label to the options of filesystems that take one. A bind
+// mount shows files that have labels of their own.
+func labelled(mounts []mount.Mount, mountLabel string) []mount.Mount {
+	if mountLabel == "" {
+		return mounts
+	}
+	for i, m := range mounts {
+		kind := m.Type[strings.LastIndex(m.Type, "/")+1:] // before it: what the mount manager does first
+		if kind == "overlay" || kind == "tmpfs" {
+			mounts[i].Options = append(m.Options, fmt.Sprintf("context=%q", mountLabel))
+		}
+	}
+	return mounts
 }
 
 // Unmount ends the use of one call of Mount, and with the last the mount. An
@@ -211,7 +227,8 @@ func removeDir(dir string) error {
 		return system(err)
 	}
 	if len(mounts) > 0 {
-		return fmt.Errorf("remove %s: %s is mounted: %w", dir, mounts[0].Mountpoint, errdefs.ErrFailedPrecondition)
+		// Not FailedPrecondition: by now the record is gone, and Recover ends this.
+		return fmt.Errorf("remove %s: %s is mounted: %w", dir, mounts[0].Mountpoint, errdefs.ErrUnavailable)
 	}
 	return system(os.RemoveAll(dir))
 }

@@ -274,7 +274,7 @@ func TestBesideCRI(t *testing.T) {
 	if err := d.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range strings.Split(d.Log(1000), "\n") {
+	for line := range strings.SplitSeq(d.Log(1000), "\n") {
 		if strings.Contains(line, "-besidecri") && !strings.Contains(line, "failed to get metadata for stored sandbox") {
 			t.Errorf("containerd: %s", line)
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/core/containers"
@@ -42,10 +43,8 @@ func (s *Store) finish(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range left {
-		if name == claimID+id {
-			return s.recover(ctx, id, claim.Note{})
-		}
+	if slices.Contains(left, claimID+id) {
+		return s.recover(ctx, id, claim.Note{})
 	}
 	return nil
 }

@@ -50,6 +50,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/opencontainers/selinux/go-selinux"
+	"github.com/opencontainers/selinux/go-selinux/label"
 
 	"github.com/berthd/berth/plugin/labels"
 	"github.com/berthd/berth/plugin/runtime/record/claim"
@@ -105,6 +107,19 @@ type Labeler interface {
 	// Release gives back the categories that were drawn for a process label.
 	Release(process string)
 }
+
+// machine is the Labeler that asks the machine's policy.
+type machine struct{}
+
+func (machine) Label(options []string) (process, mountLabel string, err error) {
+	process, mountLabel, err = label.InitLabels(options)
+	if err != nil {
+		return "", "", fmt.Errorf("SELinux labels %v: %w: %w", options, err, errdefs.ErrInvalidArgument)
+	}
+	return process, mountLabel, nil
+}
+
+func (machine) Release(process string) { selinux.ReleaseLabel(process) }
 
 // Store is the records of a containerd namespace. Safe for concurrent use, also by
 // several processes as long as they use the same directories.
