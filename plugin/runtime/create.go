@@ -31,8 +31,6 @@ func (s *Service) CreatePod(ctx context.Context, r PodRequest) (Pod, error) {
 	}
 	ctx = s.in(ctx)
 	return join(ctx, &s.flights, r, func(ctx context.Context) (Pod, error) {
-		ctx, cancel := context.WithTimeout(ctx, s.config.CreateTimeout)
-		defer cancel()
 		id, err := s.createPod(ctx, r)
 		if err != nil {
 			return Pod{}, err
@@ -65,7 +63,7 @@ func (r *PodRequest) pod() labels.Pod {
 }
 
 func (s *Service) createPod(ctx context.Context, r PodRequest) (_ PodID, err error) {
-	if err := s.recover(ctx); err != nil {
+	if err := s.recoverNow(ctx); err != nil {
 		return "", err
 	}
 	if r.ID == "" {
@@ -85,15 +83,24 @@ func (s *Service) createPod(ctx context.Context, r PodRequest) (_ PodID, err err
 	if err != nil {
 		return "", err
 	}
-	c, err := s.records.CreatePod(ctx, request)
+	calls, cancel := s.uncut(ctx)
+	defer cancel()
+	c, err := s.records.CreatePod(calls, request)
 	if err != nil {
 		return "", fmt.Errorf("pod %s: %w", r.Name, err)
 	}
 	making.add("records", func(ctx context.Context) error { c.Abort(ctx); return nil })
-	if err := s.startPod(ctx, &r, c, making); err != nil {
+	if err := s.startPod(ctx, calls, &r, c, making); err != nil {
 		return "", fmt.Errorf("create pod %s: %w", r.Name, err)
 	}
-	return r.ID, c.Commit(ctx)
+	return r.ID, c.Commit(calls)
+}
+
+// uncut is for containerd's calls in a creation: it goes on with one that was begun
+// for a while after ctx has ended, and what is undone meanwhile would come back.
+// Whether to go on is asked between them.
+func (s *Service) uncut(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), s.config.CreateTimeout)
 }
 
 // placePod says where the pod's logs and cgroup are, if nobody has.
@@ -162,7 +169,7 @@ func (l *SELinux) options() []string {
 }
 
 // startPod makes what of the pod is no record.
-func (s *Service) startPod(ctx context.Context, r *PodRequest, c *record.Creation, making *making) error {
+func (s *Service) startPod(ctx, calls context.Context, r *PodRequest, c *record.Creation, making *making) error {
 	id := string(r.ID)
 	making.add("network", func(ctx context.Context) error { return s.network.Remove(ctx, id) })
 	m := c.Container.Metadata
@@ -175,14 +182,17 @@ func (s *Service) startPod(ctx context.Context, r *PodRequest, c *record.Creatio
 		return err
 	}
 	making.add("sandbox", func(ctx context.Context) error { return s.sandboxes.shutdown(ctx, r.ID) })
-	if err := s.sandboxes.start(ctx, *c.Sandbox, r.config(&m), net.Path); err != nil {
+	if err := s.sandboxes.start(calls, *c.Sandbox, r.config(&m), net.Path); err != nil {
 		return err
 	}
 	infra, err := s.processes.Container(s.processConfig(&labels.Entry{ID: id, Metadata: m}, nil))
 	if err != nil {
 		return err
 	}
-	return infra.Create(ctx, process.CreateRequest{})
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return infra.Create(calls, process.CreateRequest{})
 }
 
 // networkMaps are the maps for the owner of the network namespace. A namespace

@@ -97,7 +97,7 @@ func (s *Service) Pods(ctx context.Context, f PodFilter) ([]Pod, error) {
 	}
 	var pods []Pod
 	for _, p := range s.describePods(ctx, v) {
-		if f.match(&p) {
+		if f.match(&p) && !p.unfinished {
 			pods = append(pods, p)
 		}
 	}
@@ -141,7 +141,9 @@ func (s *Service) Containers(ctx context.Context, f ContainerFilter) ([]Containe
 	var cs []Container
 	for _, p := range v.pods {
 		for _, m := range p.Members {
-			cs = append(cs, s.describe(v, m))
+			if !unfinished(&m) {
+				cs = append(cs, s.describe(v, m))
+			}
 		}
 	}
 	if f.AllOwners {
@@ -187,7 +189,7 @@ func (s *Service) describePod(v *view, e *labels.PodEntry) Pod {
 		Attempt: m.Pod.Attempt, Owner: e.Owner.String(), CreatedAt: m.CreatedAt,
 		Labels: maps.Clone(m.Labels), Annotations: maps.Clone(m.Annotations),
 		Handler: m.Settings.RuntimeHandler, LogDirectory: m.Settings.LogDirectory,
-		Orphaned: e.Orphaned, Warnings: slices.Clone(e.Warnings),
+		Orphaned: e.Orphaned, Warnings: slices.Clone(e.Warnings), unfinished: unfinished(&e.Entry),
 	}
 	if e.Err != nil {
 		p.Warnings = append(p.Warnings, e.Err.Error())
@@ -199,9 +201,17 @@ func (s *Service) describePod(v *view, e *labels.PodEntry) Pod {
 		}
 	}
 	for _, member := range e.Members {
-		p.Containers = append(p.Containers, s.describe(v, member))
+		if !unfinished(&member) {
+			p.Containers = append(p.Containers, s.describe(v, member))
+		}
 	}
 	return p
+}
+
+// unfinished tells of what is being created, or was not to the end. It can be removed
+// and is in no list.
+func unfinished(e *labels.Entry) bool {
+	return e.Owner == labels.OwnerBerth && e.Err == nil && !e.Metadata.Created
 }
 
 func (s *Service) podState(v *view, e *labels.PodEntry) PodState {

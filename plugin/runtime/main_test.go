@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	tasks "github.com/containerd/containerd/api/services/tasks/v1"
+
 	"github.com/berthd/berth/integration/host"
 	berth "github.com/berthd/berth/plugin/runtime"
 	"github.com/berthd/berth/plugin/runtime/handler"
@@ -25,6 +27,9 @@ import (
 const patience = 60 * time.Second
 
 func TestMain(m *testing.M) {
+	if text := os.Getenv(envAct); text != "" {
+		os.Exit(act(text))
+	}
 	host.EnterOffline()
 	code := m.Run()
 	if shared.d != nil {
@@ -100,6 +105,12 @@ func openService(t *testing.T, d *host.Daemon) *rig {
 		t.Fatal(err)
 	}
 	r := &rig{d, s, config}
+	// They stay, and are not to be taken for somebody's.
+	for _, dir := range []string{"containers", "networks", "creations", "claims"} {
+		if err := os.MkdirAll(filepath.Join(config.State, config.Namespace, dir), 0o711); err != nil {
+			t.Fatal(err)
+		}
+	}
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
@@ -207,4 +218,21 @@ func eventually(t testing.TB, limit time.Duration, ok func() string) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+}
+
+func deleteTask(id string) *tasks.DeleteTaskRequest { return &tasks.DeleteTaskRequest{ContainerID: id} }
+
+// mountedAt counts the mounts at a path.
+func mountedAt(t *testing.T, path string) (n int) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if fields := strings.Fields(line); len(fields) > 4 && fields[4] == path {
+			n++
+		}
+	}
+	return n
 }

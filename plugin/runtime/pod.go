@@ -52,6 +52,8 @@ type Pod struct {
 	Orphaned bool `json:"orphaned,omitempty"`
 	// Warnings tell where its records contradict each other or are damaged.
 	Warnings []string `json:"warnings,omitempty"`
+
+	unfinished bool
 }
 
 // PodFilter selects pods. Fields that are set must all match.

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
@@ -22,44 +23,104 @@ import (
 // looked at.
 const bootedFile = "recovered"
 
-// recover removes what processes left that died during a creation. It looks at two
-// directories if there was none, and at all records after a reboot.
+// quiet is how long after the death of a creation's process containerd may be about
+// its last request, which it does not give up at once: what is removed before might
+// be made once more. Measured: a tenth of that.
+const quiet = 3 * time.Second
+
+const (
+	taskRecover = "recover"
+	// detailSince says since when a claim is known to be abandoned.
+	detailSince = "since"
+)
+
+// recover removes what processes left that died during a creation, if that is long
+// enough ago. It costs the look at two directories if there was none. Errors are
+// logged: they are not the caller's, who may want something else altogether.
 func (s *Service) recover(ctx context.Context) error {
+	_, err := s.sweep(ctx)
+	return err
+}
+
+// recoverNow is recover that waits until all of it is removed, for those who need
+// what it had: names, or a state that nobody changes.
+func (s *Service) recoverNow(ctx context.Context) error {
+	for {
+		rest, err := s.sweep(ctx)
+		if err != nil || rest == 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the end of a creation that died: %w", context.Cause(ctx))
+		case <-time.After(rest):
+		}
+	}
+}
+
+// sweep is one round of recover. It tells how long it takes until the next one would
+// do more.
+func (s *Service) sweep(ctx context.Context) (rest time.Duration, err error) {
 	ids, err := s.claims.Abandoned("")
 	if err != nil {
-		return fmt.Errorf("recover: %w", err)
+		return 0, fmt.Errorf("recover: %w", err)
 	}
 	var errs []error
 	for _, id := range ids {
-		errs = append(errs, s.recoverOne(ctx, id))
+		left, err := s.recoverOne(ctx, id)
+		rest, errs = max(rest, left), append(errs, err)
 	}
-	// Errors here are not the caller's, who may want something else altogether.
-	if err := errors.Join(append(errs, s.records.Recover(ctx))...); err != nil {
+	if rest == 0 {
+		errs = append(errs, s.records.Recover(ctx))
+	}
+	if err := errors.Join(errs...); err != nil {
 		log.G(ctx).WithError(err).Warn("recover what a process left that died")
 	}
-	return nil
+	return rest, nil
 }
 
 // recoverOne ends what lives of a creation, so that its records can go.
-func (s *Service) recoverOne(ctx context.Context, id string) error {
-	held, err := s.claims.Take(id, claim.Note{Owner: id, Task: "recover"})
+func (s *Service) recoverOne(ctx context.Context, id string) (rest time.Duration, err error) {
+	note := claim.Note{Owner: id, Task: taskRecover, Details: map[string]string{detailSince: time.Now().Format(time.RFC3339Nano)}}
+	held, err := s.claims.Take(id, note)
 	var by *claim.HeldError
 	if errors.As(err, &by) {
-		return nil // somebody else does it
+		return 0, nil // somebody else does it
 	}
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if s.finished(ctx, id) {
 		held.Release()
-		return nil
+		return 0, nil
+	}
+	if rest := quietRest(held.Left); rest > 0 {
+		held.Leave()
+		if held.Left.Task == taskRecover { // it is not dead for a shorter time than it was
+			if again, err := s.claims.Take(id, *held.Left); err == nil {
+				again.Leave()
+			}
+		}
+		return rest, nil
 	}
 	if err := s.endLeft(ctx, id); err != nil {
 		held.Leave()
-		return fmt.Errorf("recover %s: %w", id, err)
+		return 0, fmt.Errorf("recover %s: %w", id, err)
 	}
 	held.Release()
-	return nil
+	return 0, nil
+}
+
+// quietRest is how long a creation with that note is to be left alone.
+func quietRest(note *claim.Note) time.Duration {
+	if note == nil {
+		return 0
+	}
+	since, err := time.Parse(time.RFC3339Nano, note.Details[detailSince])
+	if note.Task != taskRecover || err != nil {
+		return quiet
+	}
+	return max(0, quiet-time.Since(since))
 }
 
 // finished tells whether the creation died after all was done.
@@ -89,7 +150,7 @@ func (s *Service) recoverOnce(ctx context.Context) error {
 	if _, err := os.Stat(path); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return s.recover(ctx)
 	}
-	if err := s.recover(ctx); err != nil {
+	if err := s.recoverNow(ctx); err != nil {
 		return err
 	}
 	if err := s.records.RecoverAll(ctx); err != nil {

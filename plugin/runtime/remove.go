@@ -82,7 +82,7 @@ func (s *Service) stopPod(ctx context.Context, p *foundPod, grace time.Duration)
 // a timeout for them, or Force. One that is not there is a success.
 func (s *Service) RemovePod(ctx context.Context, ref string, o RemoveOptions) error {
 	ctx = s.in(ctx)
-	if err := s.recover(ctx); err != nil {
+	if err := s.recoverNow(ctx); err != nil {
 		return err
 	}
 	p, err := s.findPod(ctx, ref)
@@ -152,7 +152,7 @@ func (s *Service) removeForeignPod(ctx context.Context, p *foundPod) error {
 // directory and the pod goes. One that is not there is a success.
 func (s *Service) RemoveContainer(ctx context.Context, ref string, o RemoveOptions) error {
 	ctx = s.in(ctx)
-	if err := s.recover(ctx); err != nil {
+	if err := s.recoverNow(ctx); err != nil {
 		return err
 	}
 	v, e, err := s.findContainer(ctx, ref)

@@ -121,6 +121,8 @@ type ContainerRequest struct {
 	// shim's configuration.
 	LogMaxSize  int64
 	LogMaxFiles int
+
+	restoredFrom string // archive or image
 }
 
 // Mount is one of a container's.

@@ -4,6 +4,7 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -26,6 +27,9 @@ const (
 	shimState = "/run/berth/sandboxes"
 	// sandboxStop is what a pod's shim gets to end, its members being gone.
 	sandboxStop = time.Second
+	// shutdownPatience is more than containerd needs to forget a shim that has died.
+	shutdownPatience = 5 * time.Second
+	shutdownPause    = 50 * time.Millisecond
 )
 
 // sandboxes are the pods' shims, through containerd.
@@ -74,10 +78,23 @@ func (s sandboxes) state(ctx context.Context, id string) PodState {
 
 // shutdown ends the shim, and the pod with it.
 func (s sandboxes) shutdown(ctx context.Context, id PodID) error {
-	if err := s.controller.Shutdown(ctx, string(id)); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("shut down sandbox %s: %w", id, err)
+	// If a shutdown is in progress, or the shim is just dying, the answer is an
+	// error until containerd has forgotten the shim.
+	deadline := time.Now().Add(shutdownPatience)
+	for {
+		err := s.controller.Shutdown(ctx, string(id))
+		if err == nil || errdefs.IsNotFound(err) {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("shut down sandbox %s: %w", id, err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("shut down sandbox %s: %w", id, errors.Join(context.Cause(ctx), err))
+		case <-time.After(shutdownPause):
+		}
 	}
-	return nil
 }
 
 // ready tells whether the pod has its namespaces: its shim makes the directory

@@ -94,11 +94,6 @@ func (s *Service) runDir(id string) string {
 
 var errSoon = errdefs.ErrNotImplemented
 
-// CreateContainer makes a container, which waits to be started. See CreatePod.
-func (s *Service) CreateContainer(ctx context.Context, r ContainerRequest) (Container, error) {
-	return Container{}, errSoon
-}
-
 // Checkpoint keeps the state of a running container.
 func (s *Service) Checkpoint(ctx context.Context, ref string, r CheckpointRequest) error {
 	return errSoon
