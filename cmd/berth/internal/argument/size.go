@@ -34,7 +34,7 @@ func Size(text string) (int64, error) {
 		number = "" // of no unit
 	}
 	value, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
-	if err != nil || value < 0 || value*scale >= math.MaxInt64 {
+	if err != nil || !(value*scale >= 0 && value*scale < math.MaxInt64) {
 		return 0, invalid("size %q, want as 512m or 2g", text)
 	}
 	return int64(value * scale), nil
