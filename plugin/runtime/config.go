@@ -40,6 +40,8 @@ type Config struct {
 	Handlers *handler.Handlers
 	// Network configures CNI. Its State and Namespace are set here.
 	Network network.Config
+	// CRIU is the program, for checkpoints. Default: "criu".
+	CRIU string
 	// CreateTimeout bounds the creation of a pod or container that has no shorter
 	// deadline. Default: 4 minutes, as CRI-O's.
 	CreateTimeout time.Duration

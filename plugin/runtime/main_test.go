@@ -91,7 +91,7 @@ func serviceConfig(t *testing.T, d *host.Daemon) berth.Config {
 	}
 	return berth.Config{
 		Client: d.Client(), Namespace: d.Namespace, Root: filepath.Join(d.Dir, "berth"), State: "/run/berth",
-		Handlers: handlers, Network: network.Config{ConfDir: conf, BinDirs: []string{host.Deps("cni")}}, Prefixes: true,
+		Handlers: handlers, Network: network.Config{ConfDir: conf, BinDirs: []string{host.Deps("cni")}}, Prefixes: true, CRIU: host.Deps("bin/criu"),
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -281,6 +282,15 @@ func (r *ContainerRequest) stdio(logPath string) process.Stdio {
 		io.Stdin = own
 	}
 	return io
+}
+
+// cgroup is where a member of the pod has its own.
+func (m *newMember) cgroup() string {
+	parent := m.podSpec.Linux.CgroupsPath
+	if strings.HasSuffix(parent, ".slice") {
+		return parent + ":berth:" + string(m.ID)
+	}
+	return filepath.Join(parent, string(m.ID))
 }
 
 // fresh is the origin of containers that begin.

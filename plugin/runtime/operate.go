@@ -19,9 +19,14 @@ import (
 )
 
 // StartContainer starts what was created. One that runs already is
-// FailedPrecondition.
+// FailedPrecondition, unless it was restored: that runs from the beginning.
 func (s *Service) StartContainer(ctx context.Context, ref string) error {
-	return s.do(ctx, ref, func(ctx context.Context, m *member) error { return m.Start(ctx) })
+	return s.do(ctx, ref, func(ctx context.Context, m *member) error {
+		if st := m.StateNoLock(); m.Metadata.Settings.RestoredFrom != "" && st.Status == process.Running {
+			return nil
+		}
+		return m.Start(ctx)
+	})
 }
 
 // do is an operation on one container.

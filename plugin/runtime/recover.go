@@ -141,7 +141,7 @@ func (s *Service) endLeft(ctx context.Context, id string) error {
 	if err := s.sandboxes.shutdown(ctx, PodID(id)); err != nil {
 		return err
 	}
-	return s.network.Remove(ctx, id)
+	return errors.Join(s.network.Remove(ctx, id), os.RemoveAll(s.restoreDir(id)))
 }
 
 // recoverOnce is recover for the first one since the machine has started.

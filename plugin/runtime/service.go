@@ -10,9 +10,9 @@ import (
 	tasks "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/errdefs"
 
 	"github.com/berthd/berth/plugin/labels"
+	"github.com/berthd/berth/plugin/runtime/handler"
 	"github.com/berthd/berth/plugin/runtime/network"
 	"github.com/berthd/berth/plugin/runtime/process"
 	"github.com/berthd/berth/plugin/runtime/record"
@@ -90,16 +90,15 @@ func (s *Service) runDir(id string) string {
 	return filepath.Join(s.config.State, s.config.Namespace, "containers", id)
 }
 
-// What follows is to come as the packages below land.
+// Handlers are the runtime handlers. They are safe for concurrent use.
+func (s *Service) Handlers() *handler.Handlers { return s.config.Handlers }
 
-var errSoon = errdefs.ErrNotImplemented
-
-// Checkpoint keeps the state of a running container.
-func (s *Service) Checkpoint(ctx context.Context, ref string, r CheckpointRequest) error {
-	return errSoon
-}
-
-// Restore makes a container of a checkpoint.
-func (s *Service) Restore(ctx context.Context, r RestoreRequest) (Container, error) {
-	return Container{}, errSoon
+// Features are what the runtime of a handler can do, "" for the default one's. A
+// runtime that does not tell has none, and the error says why.
+func (s *Service) Features(ctx context.Context, name string) (handler.Features, error) {
+	h, err := s.config.Handlers.Choose(name)
+	if err != nil {
+		return handler.Features{}, err
+	}
+	return h.Features(s.in(ctx), s.config.Client)
 }
