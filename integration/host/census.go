@@ -42,7 +42,11 @@ func (d *Daemon) Census() (Census, error) {
 	}
 	if d.Pid() != 0 {
 		// Without its number: it may have been restarted.
-		c["fds"] = append(c["fds"], descriptors("containerd", d.Pid())...)
+		// And without its handles of processes, some of which it leaves to the
+		// collector of garbage.
+		c["fds"] = append(c["fds"], slices.DeleteFunc(descriptors("containerd", d.Pid()), func(line string) bool {
+			return strings.Contains(line, "anon_inode:[pidfd]")
+		})...)
 	}
 	c["sockets"] = entries(d.Dir + "/s/*")
 	c["netns"] = entries(d.State()+"/*/netns/*", d.State()+"/netns/*")
@@ -165,7 +169,7 @@ func (d *Daemon) processes() []process {
 		// The first process of a pod says nothing of where it belongs, and as an
 		// orphan it may be any daemon's.
 		orphan := p.comm == "berth-init" && p.ppid == os.Getppid()
-		if orphan || pid != os.Getpid() && pid != os.Getppid() && mentions(pid, d.Dir+"/", d.Namespace) {
+		if orphan || pid != os.Getpid() && pid != os.Getppid() && mentions(pid, d.Dir+"/", d.tag) {
 			roots = append(roots, pid)
 		}
 	}
@@ -269,7 +273,7 @@ func descriptors(name string, pid int) []string {
 		if err != nil {
 			continue
 		}
-		if i := strings.Index(link, ":["); i > 0 {
+		if i := strings.Index(link, ":["); i > 0 && !strings.HasPrefix(link, "anon_inode") {
 			link = link[:i]
 		}
 		links[link]++

@@ -43,6 +43,7 @@ type Daemon struct {
 	Namespace string // containerd's namespace; unique on the machine, so cgroups below /Namespace are too
 	Socket    string // containerd's gRPC socket
 
+	tag     string // Namespace as it was made, whatever a test makes of it: what names it is killed
 	options Options
 	cmd     *exec.Cmd
 	exited  chan struct{} // closed once cmd has ended
@@ -63,9 +64,11 @@ func New(o Options) (*Daemon, error) {
 	d := &Daemon{
 		Dir: fmt.Sprintf("%s/%d", base, n),
 		// No dash: it would mean a parent to systemd's slices.
-		Namespace: fmt.Sprintf("%sx%d", filepath.Base(base), n),
+		// None is the beginning of another: it is looked for in command lines.
+		Namespace: fmt.Sprintf("%sx%03d", filepath.Base(base), n),
 		options:   o,
 	}
+	d.tag = d.Namespace
 	d.Socket = d.Dir + "/c.sock"
 	// Searchable by all: an id-mapped container's root looks up paths in it.
 	for _, dir := range []string{d.Dir, d.Dir + "/tmp", d.Dir + "/fifo"} {
