@@ -363,6 +363,7 @@ func (h *Hub) Close() {
 	}
 	for len(h.doors) > 0 {
 		d := h.doors[0]
+		_ = unix.Unlink(d.path) // before: who has found it is to be accepted
 		if fd, _, err := unix.Accept4(d.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK); err == nil {
 			closeSocket(fd)
 		}

@@ -69,7 +69,7 @@ func (g *guest) packet() string {
 	var b [8193]byte
 	n, err := g.f.Read(b[:])
 	if err != nil && err != io.EOF {
-		g.r.t.Fatal(err)
+		g.r.t.Fatalf("%v; warnings: %s", err, g.r.warned())
 	}
 	return string(b[:n])
 }
@@ -312,27 +312,29 @@ func TestCloseStdinOfAPipe(t *testing.T) {
 
 func TestClientsOfATerminal(t *testing.T) {
 	for _, address := range []string{"pty://", "pipe://"} {
-		r := newRig(t)
-		cfg := r.config()
-		cfg.Stdin, cfg.Stdout = address, address
-		p := r.runTerminal(cfg, "stty -echo; read x; stty size; read x; echo $x >&2")
-		r.on(func() { p.Resize(90, 30) })
-		a, b := p.attach(all), p.attach(output)
-		r.until("echo is off", func() bool {
-			tio, err := unix.IoctlGetTermios(p.master, unix.TCGETS)
-			return err == nil && tio.Lflag&unix.ECHO == 0
+		t.Run(address, func(t *testing.T) {
+			r := newRig(t)
+			cfg := r.config()
+			cfg.Stdin, cfg.Stdout = address, address
+			p := r.runTerminal(cfg, "stty -echo; read x; stty size; read x; echo $x >&2")
+			r.on(func() { p.Resize(90, 30) })
+			a, b := p.attach(all), p.attach(output)
+			r.until("echo is off", func() bool {
+				tio, err := unix.IoctlGetTermios(p.master, unix.TCGETS)
+				return err == nil && tio.Lflag&unix.ECHO == 0
+			})
+			a.say("\n")
+			b.until("30 90\r\n")
+			a.half() // without once it leaves the terminal alone
+			p.attach(all).say("x\n")
+			if got := b.rest(); got != [2]string{"x\r\n"} {
+				t.Errorf("got %q", got)
+			}
+			if got := a.rest(); got != [2]string{"30 90\r\nx\r\n"} {
+				t.Errorf("got %q", got)
+			}
+			p.exit()
 		})
-		a.say("\n")
-		b.until("30 90\r\n")
-		a.half() // without once it leaves the terminal alone
-		p.attach(all).say("x\n")
-		if got := b.rest(); got != [2]string{"x\r\n"} {
-			t.Errorf("got %q", got)
-		}
-		if got := a.rest(); got != [2]string{"30 90\r\nx\r\n"} {
-			t.Errorf("got %q", got)
-		}
-		p.exit()
 	}
 }
 

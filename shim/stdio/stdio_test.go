@@ -517,7 +517,7 @@ func TestTerminalSpool(t *testing.T) {
 	r := newRig(t)
 	cfg := r.config()
 	cfg.Stdout = r.fifo("out")
-	p := r.runTerminal(cfg, "stty -onlcr; seq 100000")
+	p := r.runTerminal(cfg, "seq 100000")
 	r.until("the reader is waited for", func() bool { return p.out[0].waiting == sink })
 	r.on(func() { p.SetConnected(false) })
 	if e := p.exit(); e.Code != 0 {
@@ -526,7 +526,7 @@ func TestTerminalSpool(t *testing.T) {
 	r.on(func() { p.SetConnected(true) })
 	var want strings.Builder
 	for i := range 100000 {
-		fmt.Fprintln(&want, i+1)
+		fmt.Fprint(&want, i+1, "\r\n")
 	}
 	if got := r.all(r.reader(cfg.Stdout)); got != want.String() {
 		t.Errorf("got %d bytes, want %d", len(got), want.Len())
