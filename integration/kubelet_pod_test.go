@@ -257,6 +257,7 @@ func kubeSharedProcesses(t *testing.T, n *kubeNode) {
 // kubeFirstProcessKilled: the end of the first process of a shared namespace is
 // that of all, and of the sandbox.
 func kubeFirstProcessKilled(t *testing.T, n *kubeNode) {
+	n.berthOnly(t) // stock's socket stays
 	pod := n.awaitReady(t, "shared")
 	sandbox := n.sandbox(t, pod)
 	main := n.pid(t, pod.Container("main"))
@@ -281,6 +282,9 @@ func firstOf(t *testing.T, pid int) int {
 		return link
 	}
 	want := space(fmt.Sprintf("/proc/%d", pid))
+	if want == "" {
+		t.Fatalf("process %d has ended", pid)
+	}
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {
 		status, err := os.ReadFile(dir + "/status")

@@ -174,9 +174,7 @@ func (n *kubeNode) confirmOthers(t *testing.T) {
 
 // kubeShimsKilled: what a shim's death takes with it, the kubelet makes anew.
 func kubeShimsKilled(t *testing.T, n *kubeNode) {
-	if !n.berth {
-		t.Skip("only berth promises this") // stock's socket stays
-	}
+	n.berthOnly(t) // stock's socket stays
 	w := n.witness(t)
 	n.killContainerShim(t, w)
 	n.killShim(t, w.sandbox)

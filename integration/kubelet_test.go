@@ -386,6 +386,14 @@ func (n *kubeNode) tell(t *testing.T, name string) {
 	}
 }
 
+// berthOnly ends a case that containerd's own shim does not claim to pass.
+func (n *kubeNode) berthOnly(t *testing.T) {
+	t.Helper()
+	if !n.berth {
+		t.Skip("only berth promises this")
+	}
+}
+
 func (n *kubeNode) ctx(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
