@@ -157,7 +157,7 @@ func (s *Service) ExecSync(ctx context.Context, ref string, command []string, ti
 func (s *Service) Attach(ctx context.Context, ref string, r AttachRequest) error {
 	return s.do(ctx, ref, func(ctx context.Context, m *member) error {
 		return m.Attach(ctx, process.AttachRequest{
-			Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Resize: r.Resize, DetachKeys: r.DetachKeys,
+			Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Resize: r.Resize, DetachKeys: r.DetachKeys, Started: r.Started,
 		})
 	})
 }
