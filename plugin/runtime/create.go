@@ -7,9 +7,11 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -184,6 +186,9 @@ func (s *Service) startPod(ctx, calls context.Context, r *PodRequest, c *record.
 	making.add("sandbox", func(ctx context.Context) error { return s.sandboxes.shutdown(ctx, r.ID) })
 	if err := s.sandboxes.start(calls, *c.Sandbox, r.config(&m), net.Path); err != nil {
 		return err
+	}
+	if err := os.Mkdir(s.membersDir(id), 0o700); err != nil {
+		return fmt.Errorf("directory of members: %w: %w", errdefs.ErrInternal, err)
 	}
 	infra, err := s.processes.Container(s.processConfig(&labels.Entry{ID: id, Metadata: m}, nil))
 	if err != nil {

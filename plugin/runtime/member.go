@@ -5,7 +5,9 @@ package runtime
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -90,7 +92,7 @@ func (s *Service) createMember(ctx context.Context, r *ContainerRequest, from or
 		return fmt.Errorf("container %s: %w", r.Name, err)
 	}
 	making.add("records", func(ctx context.Context) error { c.Abort(ctx); return nil })
-	if ctx.Err() == nil {
+	if err = s.noteMember(m.pod.ID, string(m.ID), making); err == nil && ctx.Err() == nil {
 		err = s.makeTask(calls, m, c, from, making)
 	}
 	if err = cmp.Or(err, ctx.Err()); err != nil {
@@ -119,7 +121,7 @@ func (s *Service) intoPod(ctx context.Context, m *newMember, making *making) (er
 			return s.RemovePod(ctx, string(id), RemoveOptions{Force: true})
 		})
 	}
-	if m.pod, err = s.findPod(ctx, m.Pod); err != nil {
+	if m.pod, err = s.glance(ctx, m.Pod); err != nil {
 		return err
 	}
 	if err := refuse("pod", &m.pod.Entry, false); err != nil {
@@ -238,6 +240,28 @@ func (s *Service) makeTask(ctx context.Context, m *newMember, c *record.Creation
 	}
 	making.add("task", func(ctx context.Context) error { return s.endTask(ctx, string(m.ID)) })
 	return from.create(ctx, m, p)
+}
+
+// membersDir has an empty file for each member of a pod, called as its ID: see glance.
+func (s *Service) membersDir(pod string) string { return filepath.Join(s.workDir(pod), "members") }
+
+// noteMember notes a member of a pod before it is finished, so that no finished one
+// is missed. A note may outlive its container.
+func (s *Service) noteMember(pod, id string, making *making) error {
+	path := filepath.Join(s.membersDir(pod), id)
+	making.add("note", func(context.Context) error { return s.forgetMember(pod, id) })
+	if err := os.WriteFile(path, nil, 0o600); err != nil && !errors.Is(err, fs.ErrNotExist) { // then nobody looks there
+		return fmt.Errorf("note of a member: %w", err)
+	}
+	return nil
+}
+
+func (s *Service) forgetMember(pod, id string) error {
+	err := os.Remove(filepath.Join(s.membersDir(pod), id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // makeLogDir makes the directory of a log, which is for the pod's other containers

@@ -174,11 +174,12 @@ func (s *Service) RemoveContainer(ctx context.Context, ref string, o RemoveOptio
 	if err := s.endTask(ctx, e.ID); err != nil {
 		return fmt.Errorf("remove container %s: %w", e.ID, err)
 	}
-	made, err := s.containers.Get(ctx, e.Metadata.Pod.ID)
+	made, lost := s.containers.Get(ctx, e.Metadata.Pod.ID)
 	if err := s.records.Remove(ctx, e.ID); err != nil {
 		return err
 	}
-	if err == nil && labels.Describe(made).Metadata.Settings.MadeFor == e.ID {
+	_ = s.forgetMember(e.Metadata.Pod.ID, e.ID) // a note of nothing does no harm
+	if lost == nil && labels.Describe(made).Metadata.Settings.MadeFor == e.ID {
 		return s.RemovePod(ctx, made.ID, o)
 	}
 	return nil
