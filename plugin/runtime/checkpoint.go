@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/berthd/berth/plugin/runtime/checkpoint"
+	"github.com/berthd/berth/plugin/runtime/flight"
 	"github.com/berthd/berth/plugin/runtime/process"
 	"github.com/berthd/berth/plugin/runtime/record"
 )
@@ -66,7 +67,7 @@ func (s *Service) Restore(ctx context.Context, r RestoreRequest) (Container, err
 		return Container{}, fmt.Errorf("restore: neither an archive nor an image, or both: %w", errdefs.ErrInvalidArgument)
 	}
 	ctx = s.in(ctx)
-	return join(ctx, &s.flights, r, func(ctx context.Context) (Container, error) {
+	return flight.Join(ctx, &s.flights, r, func(ctx context.Context) (Container, error) {
 		if err := s.restore(ctx, &r); err != nil {
 			return Container{}, err
 		}

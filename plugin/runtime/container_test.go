@@ -4,6 +4,8 @@ package runtime_test
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/berthd/berth/integration/host"
 	berth "github.com/berthd/berth/plugin/runtime"
+	"github.com/berthd/berth/plugin/runtime/process"
 )
 
 // shell asks for a container that runs a script.
@@ -181,6 +184,76 @@ func TestRuntimeAttach(t *testing.T) {
 	if err != nil || end.ExitCode == nil || *end.ExitCode != 5 {
 		t.Errorf("%+v, %v", end, err)
 	}
+}
+
+// stalled is a client that takes nothing.
+type stalled struct{ until <-chan struct{} }
+
+func (s stalled) Write(p []byte) (int, error) {
+	<-s.until
+	return len(p), nil
+}
+
+// counter counts what it takes.
+type counter struct{ n int64 }
+
+func (c *counter) Write(p []byte) (int, error) {
+	c.n += int64(len(p))
+	return len(p), nil
+}
+
+// (S47, S48) Of three clients one stalls: the others and the log get everything, and
+// the container does not wait.
+func TestRuntimeAttachStalled(t *testing.T) {
+	const size = 10 << 20
+	r := withService(t)
+	p := r.pod(t, hostPod(t))
+	q := shell(p, "main", "echo ready; read go; dd if=/dev/zero bs=1024 count=10240 2>/dev/null | tr '\\0' x")
+	q.Stdin = true
+	c := r.start(t, q)
+	until := make(chan struct{})
+	late := make(chan error, 1)
+	started := make(chan struct{})
+	go func() {
+		late <- r.Attach(ctx(t), string(c.ID), berth.AttachRequest{Stdout: stalled{until}, Started: started})
+	}()
+	<-started
+	clients := []*counter{{}, {}}
+	ends := make(chan error, len(clients))
+	for _, client := range clients {
+		started := make(chan struct{})
+		go func() {
+			ends <- r.Attach(ctx(t), string(c.ID), berth.AttachRequest{Stdout: client, Started: started})
+		}()
+		<-started
+	}
+	if err := r.Attach(ctx(t), string(c.ID), berth.AttachRequest{Stdin: strings.NewReader("go\n")}); err != nil {
+		t.Fatal(err)
+	}
+	for range clients {
+		if err := <-ends; err != nil {
+			t.Error(err)
+		}
+	}
+	for _, client := range clients {
+		if client.n != size { // and nothing of before
+			t.Errorf("a client got %d bytes", client.n)
+		}
+	}
+	if end, err := r.Wait(ctx(t), string(c.ID)); err != nil || end.ExitCode == nil || *end.ExitCode != 0 {
+		t.Errorf("%+v, %v", end, err)
+	}
+	close(until)
+	if err := <-late; err != nil && !errors.Is(err, process.ErrTooSlow) {
+		t.Error(err)
+	}
+	eventually(t, patience, func() string {
+		b, err := os.ReadFile(c.LogPath)
+		if n := strings.Count(string(b), "x"); err != nil || n != size {
+			return fmt.Sprintf("the log has %d bytes, %v", n, err)
+		}
+		return ""
+	})
 }
 
 // (P23, P24, P25, P26)

@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -17,6 +19,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/berthd/berth/plugin/labels"
+	"github.com/berthd/berth/plugin/runtime/flight"
 	"github.com/berthd/berth/plugin/runtime/handler"
 	"github.com/berthd/berth/plugin/runtime/network"
 	"github.com/berthd/berth/plugin/runtime/process"
@@ -32,7 +35,7 @@ func (s *Service) CreatePod(ctx context.Context, r PodRequest) (Pod, error) {
 		return Pod{}, err
 	}
 	ctx = s.in(ctx)
-	return join(ctx, &s.flights, r, func(ctx context.Context) (Pod, error) {
+	return flight.Join(ctx, &s.flights, r, func(ctx context.Context) (Pod, error) {
 		id, err := s.createPod(ctx, r)
 		if err != nil {
 			return Pod{}, err
@@ -274,4 +277,33 @@ func (m *making) end(ctx context.Context, err error) {
 	} else {
 		m.claim.Leave()
 	}
+}
+
+// undoTimeout bounds what takes back a creation that failed.
+const undoTimeout = time.Minute
+
+// undo takes back, in reverse order, what a creation has done so far.
+type undo []step
+
+type step struct {
+	what string
+	do   func(context.Context) error
+}
+
+func (u *undo) add(what string, do func(context.Context) error) { *u = append(*u, step{what, do}) }
+
+// run undoes everything, whatever becomes of ctx and of single steps, and tells
+// whether all went well. What did not is logged: the error that callers see is the
+// creation's.
+func (u *undo) run(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	ok := true
+	for _, s := range slices.Backward(*u) {
+		if err := s.do(ctx); err != nil {
+			ok = false
+			log.G(ctx).WithError(fmt.Errorf("%s: %w", s.what, err)).Warn("undo a creation that failed")
+		}
+	}
+	return ok
 }

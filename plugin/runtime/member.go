@@ -20,6 +20,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/berthd/berth/plugin/labels"
+	"github.com/berthd/berth/plugin/runtime/flight"
 	"github.com/berthd/berth/plugin/runtime/handler"
 	"github.com/berthd/berth/plugin/runtime/process"
 	"github.com/berthd/berth/plugin/runtime/record"
@@ -33,7 +34,7 @@ func (s *Service) CreateContainer(ctx context.Context, r ContainerRequest) (Cont
 		return Container{}, err
 	}
 	ctx = s.in(ctx)
-	return join(ctx, &s.flights, r, func(ctx context.Context) (Container, error) {
+	return flight.Join(ctx, &s.flights, r, func(ctx context.Context) (Container, error) {
 		if err := s.createMember(ctx, &r, &fresh{s}); err != nil {
 			return Container{}, err
 		}

@@ -155,6 +155,9 @@ func (s *Service) recoverOnce(ctx context.Context) error {
 	}
 	if err := s.records.RecoverAll(ctx); err != nil {
 		log.G(ctx).WithError(err).Warn("recover what was there before the machine started")
+		if errdefs.IsUnavailable(err) || ctx.Err() != nil {
+			return nil // whoever comes next tries again
+		}
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return fmt.Errorf("state directory: %w", err)

@@ -1,23 +1,141 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// Package runtime is berth's service of pods and containers over containerd: what
+// the command line and other programs use. It joins the packages below it, each of
+// which owns one side of a container: its records (record, labels), its
+// specification (oci), its process (process), its network (network), its
+// checkpoints (checkpoint), and what it runs with (handler).
+//
+// It keeps nothing in memory that containerd and the directories do not hold: any
+// number of processes may have a [Service] for the same namespace, be killed at any
+// step, and be started again.
+//
+// # Pods
+//
+// A pod is a containerd sandbox without a pause container, and a container record
+// of the same ID that has no process, for the names and settings. Its members are
+// containers whose SandboxID it is. If the sandbox's record is lost, the pod is
+// rebuilt from the labels of the rest.
+//
+// Pods and containers of others (the kubelet's, ctr's, nerdctl's) are listed and
+// can be looked at. What would change one is refused with [ErrForeign], unless
+// Force says that it is meant.
+//
+// # References
+//
+// A parameter called ref names a pod or container: by its ID, by its unique name,
+// by its name where no other has it, or, if [Config.Prefixes] is set, by the
+// beginning of its ID. No match is NotFound, several are FailedPrecondition.
+//
+// # When a process dies
+//
+// Below the state directory a creation has a claim, a locked file, until all is made.
+// If its process dies, the lock is gone and the file is not: whoever opens a Service
+// next, or creates or removes something, ends what there is and removes its records,
+// three seconds later, when containerd has given up what it was asked. Names are
+// held by records, and by the claims of package record before there are any. A
+// removal that was cut short is done again from the start.
+//
+// # Errors
+//
+// Errors have classes of containerd/errdefs and say which container and which step.
+// Stopping and removing what is not there is success.
 package runtime
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"path/filepath"
 	"sync"
+	"time"
 
 	tasks "github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 
 	"github.com/berthd/berth/plugin/labels"
+	"github.com/berthd/berth/plugin/runtime/flight"
 	"github.com/berthd/berth/plugin/runtime/handler"
 	"github.com/berthd/berth/plugin/runtime/network"
 	"github.com/berthd/berth/plugin/runtime/process"
 	"github.com/berthd/berth/plugin/runtime/record"
 	"github.com/berthd/berth/plugin/runtime/record/claim"
 )
+
+// Defaults of Config.
+const (
+	DefaultRoot  = "/var/lib/berth"
+	DefaultState = "/run/berth"
+	// DefaultSnapshotter is containerd's.
+	DefaultSnapshotter = "overlayfs"
+)
+
+// Config says with what a Service works. Client is mandatory.
+type Config struct {
+	// Client of containerd. The caller closes it, after the Service.
+	Client *client.Client
+	// Namespace is containerd's. Default: the client's.
+	Namespace string
+	// Root is the directory for what outlives a reboot; Default: DefaultRoot.
+	Root string
+	// State is the directory for what does not, on a tmpfs. Default: DefaultState.
+	State string
+	// Snapshotter makes the containers' file systems. Default: DefaultSnapshotter.
+	Snapshotter string
+	// Handlers are the runtime handlers. Default: those of handler.DefaultPath.
+	Handlers *handler.Handlers
+	// Network configures CNI. Its State and Namespace are set here.
+	Network network.Config
+	// CRIU is the program, for checkpoints. Default: "criu".
+	CRIU string
+	// CreateTimeout bounds the creation of a pod or container that has no shorter
+	// deadline. Default: 4 minutes, as CRI-O's.
+	CreateTimeout time.Duration
+	// Prefixes lets a ref be the beginning of an ID. It is for people: programs
+	// know the whole ID, and a prefix may come to mean another container.
+	Prefixes bool
+}
+
+func (c *Config) complete() error {
+	if c.Client == nil {
+		return fmt.Errorf("runtime: no client: %w", errdefs.ErrInvalidArgument)
+	}
+	for _, d := range []struct {
+		at        *string
+		otherwise string
+	}{
+		{&c.Namespace, c.Client.DefaultNamespace()},
+		{&c.Root, DefaultRoot},
+		{&c.State, DefaultState},
+		{&c.Snapshotter, DefaultSnapshotter},
+	} {
+		if *d.at == "" {
+			*d.at = d.otherwise
+		}
+	}
+	if c.CreateTimeout <= 0 {
+		c.CreateTimeout = 4 * time.Minute
+	}
+	var faults []error
+	if c.Handlers == nil {
+		var err error
+		c.Handlers, err = handler.Open("")
+		faults = append(faults, err)
+	}
+	if err := identifiers.Validate(c.Namespace); err != nil {
+		faults = append(faults, fmt.Errorf("namespace: %w", err))
+	}
+	for _, dir := range []string{c.Root, c.State} {
+		if !filepath.IsAbs(dir) {
+			faults = append(faults, fmt.Errorf("directory %q is not an absolute path: %w", dir, errdefs.ErrInvalidArgument))
+		}
+	}
+	return errors.Join(faults...)
+}
 
 // Service is the pods and containers of a containerd namespace. Safe for concurrent
 // use; other processes may have a Service of the same namespace.
@@ -30,7 +148,7 @@ type Service struct {
 	network    *network.Pods
 	processes  *process.Service
 	claims     claim.Dir // of creations; record has its own
-	flights    flights
+	flights    flight.Group
 	live       live
 
 	background sync.WaitGroup // stops whose callers have gone
