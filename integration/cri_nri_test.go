@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -63,12 +64,7 @@ func (p *plugin) note(call, id string, pod *api.PodSandbox, container *api.Conta
 func (p *plugin) called(call, id string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, c := range p.calls {
-		if c == call+" "+id {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(p.calls, call+" "+id)
 }
 
 func (p *plugin) pod(id string) *api.PodSandbox {

@@ -142,7 +142,8 @@ func (n *node) load(t *testing.T, archive string) {
 }
 
 func (n *node) config(rt host.Runtime) string {
-	text := fmt.Sprintf(`
+	var text strings.Builder
+	text.WriteString(fmt.Sprintf(`
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = %[1]q
 
@@ -160,15 +161,15 @@ func (n *node) config(rt host.Runtime) string {
     conf_dir = %[3]q
   [plugins.'io.containerd.cri.v1.runtime'.containerd]
     default_runtime_name = %[4]q
-`, host.Pause, host.Deps("cni"), n.conf+"/net", rt.Label)
-	text += handlerConfig(rt, rt.Label, "")
+`, host.Pause, host.Deps("cni"), n.conf+"/net", rt.Label))
+	text.WriteString(handlerConfig(rt, rt.Label, ""))
 	for _, name := range []string{handlerPorts, handlerBroken} {
-		text += handlerConfig(rt, name, fmt.Sprintf("cni_conf_dir = %q", n.conf+"/"+name))
+		text.WriteString(handlerConfig(rt, name, fmt.Sprintf("cni_conf_dir = %q", n.conf+"/"+name)))
 	}
 	if rt.Name == host.Native.Name {
-		text += handlerConfig(rt, handlerBounded, "") + "    [" + handlerTable(handlerBounded) + ".options]\n      spool_max = \"4MiB\"\n"
+		text.WriteString(handlerConfig(rt, handlerBounded, "") + "    [" + handlerTable(handlerBounded) + ".options]\n      spool_max = \"4MiB\"\n")
 	}
-	return text
+	return text.String()
 }
 
 func handlerTable(name string) string {
