@@ -14,17 +14,17 @@ import (
 // they do not make CRI adopt the container.
 func (m Metadata) SpecAnnotations() map[string]string {
 	a := map[string]string{
-		annotationSandboxID: m.Pod.ID,
+		AnnotationSandboxID: m.Pod.ID,
 		annotationPodName:   m.Pod.Name,
 		annotationNamespace: m.Pod.Namespace,
 		annotationUID:       m.Pod.UID,
 	}
 	if m.Kind == KindInfra {
-		a[annotationType] = criKindSandbox
+		a[AnnotationContainerType] = criKindSandbox
 		a[annotationLogDir] = m.Settings.LogDirectory
 		return a
 	}
-	a[annotationType] = kindContainer
+	a[AnnotationContainerType] = kindContainer
 	a[annotationContainer] = first(m.MetadataName, m.Name)
 	a[annotationImage] = m.ImageName
 	return a

@@ -66,7 +66,7 @@ func Describe(c containers.Container) Entry {
 	if e.Metadata.CreatedAt.IsZero() {
 		e.Metadata.CreatedAt = c.CreatedAt
 	}
-	e.membership(r, annotation(c.Spec, annotationSandboxID))
+	e.membership(r, annotation(c.Spec, AnnotationSandboxID))
 	return e
 }
 
@@ -104,7 +104,7 @@ func (r record) owner() Owner {
 // and that infra is its own pod.
 func (e *Entry) membership(r record, annotated string) {
 	claims := []struct{ by, id string }{
-		{"SandboxID", r.sandboxID}, {"label " + keyPodID, ""}, {"annotation " + annotationSandboxID, annotated}, {"kind", ""},
+		{"SandboxID", r.sandboxID}, {"label " + keyPodID, ""}, {"annotation " + AnnotationSandboxID, annotated}, {"kind", ""},
 	}
 	if e.Owner == OwnerBerth { // who copies labels does not believe this one
 		claims[1].id = r.labels[keyPodID]

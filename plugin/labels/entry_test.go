@@ -93,9 +93,9 @@ func criMember(t testing.TB) containers.Container {
 func spec(t testing.TB, sandboxID string) typeurl.Any {
 	return asAny(t, &specs.Spec{
 		Version: specs.Version,
-		Process: &specs.Process{Args: []string{annotationSandboxID, `"` + annotationSandboxID + `":"not this"`}},
+		Process: &specs.Process{Args: []string{AnnotationSandboxID, `"` + AnnotationSandboxID + `":"not this"`}},
 		Annotations: map[string]string{
-			annotationSandboxID: sandboxID, annotationPodName: "dns", annotationNamespace: "kube-system",
+			AnnotationSandboxID: sandboxID, annotationPodName: "dns", annotationNamespace: "kube-system",
 			annotationUID: "77", annotationContainer: "coredns",
 		},
 	})

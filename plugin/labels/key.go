@@ -59,8 +59,6 @@ const (
 	criStoreName        = "name"     // its label: <name>_<namespace>_<uid>_<attempt>
 	nerdctlName         = "nerdctl/name"
 	annotationPrefix    = "io.kubernetes.cri."
-	annotationType      = annotationPrefix + "container-type"
-	annotationSandboxID = annotationPrefix + "sandbox-id"
 	annotationPodName   = annotationPrefix + "sandbox-name"
 	annotationNamespace = annotationPrefix + "sandbox-namespace"
 	annotationUID       = annotationPrefix + "sandbox-uid"
@@ -68,6 +66,18 @@ const (
 	annotationContainer = annotationPrefix + "container-name"
 	annotationImage     = annotationPrefix + "image-name"
 )
+
+// Annotations of a runtime specification by which shims know a pod's containers.
+const (
+	// AnnotationContainerType is "sandbox" or "container".
+	AnnotationContainerType = annotationPrefix + "container-type"
+	// AnnotationSandboxID is the pod.
+	AnnotationSandboxID = annotationPrefix + "sandbox-id"
+)
+
+// CapabilityPodAnnotations is the name under which CNI plugins get a pod's
+// annotations.
+const CapabilityPodAnnotations = annotationPrefix + "pod-annotations"
 
 // Reserved tells whether a label may not come from a user or an image, since
 // berth, containerd or its CRI plugin would believe it.

@@ -191,7 +191,7 @@ func TestEachChange(t *testing.T) {
 
 func TestReplace(t *testing.T) {
 	ctx, store, _ := stores(t)
-	c := create(t, ctx, store, memberID, member1())
+	create(t, ctx, store, memberID, member1())
 	damaged := containers.Container{ID: memberID, Labels: map[string]string{"x": "y", keyAttempt: "third"}}
 	c, err := store.Update(ctx, damaged, "labels.x", "labels."+keyAttempt)
 	if err != nil {

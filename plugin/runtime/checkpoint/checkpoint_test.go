@@ -23,6 +23,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/berthd/berth/integration/host"
+	"github.com/berthd/berth/plugin/labels"
 )
 
 func TestMain(m *testing.M) {
@@ -224,7 +225,7 @@ func TestArchive(t *testing.T) {
 // restoreAs makes a container and restores it, with a log that must go on.
 func (b *bench) restoreAs(t *testing.T, id string, cp *Checkpoint, spec *specs.Spec) client.Task {
 	t.Helper()
-	record := containers.Container{SandboxID: spec.Annotations[sandboxIDAnnotation]}
+	record := containers.Container{SandboxID: spec.Annotations[labels.AnnotationSandboxID]}
 	if err := client.WithSpec(spec)(b.ctx, b.Engine.Client, &record); err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berthd/berth/plugin/labels"
 )
 
 func TestOlder(t *testing.T) {
@@ -114,7 +116,7 @@ func TestSpecFor(t *testing.T) {
 	volume := t.TempDir()
 	c := &Checkpoint{Config: Config{ID: "c"}, Spec: &specs.Spec{
 		Process:     &specs.Process{},
-		Annotations: map[string]string{"a": "b", sandboxIDAnnotation: "old", containerTypeAnnotation: "container"},
+		Annotations: map[string]string{"a": "b", labels.AnnotationSandboxID: "old", labels.AnnotationContainerType: "container"},
 		Mounts: []specs.Mount{
 			{Destination: "/data", Type: "bind", Source: "/nowhere"},
 			{Destination: "/proc", Type: "proc", Source: "proc"},
@@ -136,7 +138,7 @@ func TestSpecFor(t *testing.T) {
 	}
 	want := &specs.Spec{
 		Process:     &specs.Process{},
-		Annotations: map[string]string{"a": "b", "c": "d", sandboxIDAnnotation: "new", containerTypeAnnotation: "container"},
+		Annotations: map[string]string{"a": "b", "c": "d", labels.AnnotationSandboxID: "new", labels.AnnotationContainerType: "container"},
 		Mounts:      []specs.Mount{{Destination: "/data", Type: "bind", Source: volume}, {Destination: "/proc", Type: "proc", Source: "proc"}},
 		Linux: &specs.Linux{CgroupsPath: "/new", Namespaces: []specs.LinuxNamespace{
 			{Type: specs.PIDNamespace}, {Type: specs.NetworkNamespace, Path: "/proc/0/ns/net"}, {Type: specs.IPCNamespace, Path: "/proc/0/ns/ipc"}, {Type: specs.UTSNamespace},
@@ -145,7 +147,7 @@ func TestSpecFor(t *testing.T) {
 	if diff := cmp.Diff(want, s); diff != "" {
 		t.Error(diff)
 	}
-	if c.Spec.Linux.CgroupsPath != "/old" || c.Spec.Mounts[0].Source != "/nowhere" || c.Spec.Annotations[sandboxIDAnnotation] != "old" {
+	if c.Spec.Linux.CgroupsPath != "/old" || c.Spec.Mounts[0].Source != "/nowhere" || c.Spec.Annotations[labels.AnnotationSandboxID] != "old" {
 		t.Error("the checkpoint was changed")
 	}
 }

@@ -17,6 +17,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/integration/host"
+	"github.com/berthd/berth/plugin/labels"
 )
 
 // pod makes a pod of berth's shim with a network namespace of its own and returns
@@ -106,7 +107,7 @@ func TestOtherPod(t *testing.T) {
 
 // memberOf makes a container's specification that of a pod's member.
 func memberOf(pod string) oci.SpecOpts {
-	all := []oci.SpecOpts{oci.WithAnnotations(map[string]string{containerTypeAnnotation: "container", sandboxIDAnnotation: pod})}
+	all := []oci.SpecOpts{oci.WithAnnotations(map[string]string{labels.AnnotationContainerType: "container", labels.AnnotationSandboxID: pod})}
 	for _, kind := range []specs.LinuxNamespaceType{specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace} {
 		all = append(all, oci.WithLinuxNamespace(specs.LinuxNamespace{Type: kind, Path: podNamespaces + procName(kind)}))
 	}

@@ -21,6 +21,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berthd/berth/plugin/labels"
 )
 
 // Target is where a container is to go on.
@@ -40,13 +42,9 @@ type Target struct {
 	Annotations map[string]string
 }
 
-// Annotations of containerd's CRI plugin by which berth's shim knows a member of a
-// pod, and the paths of a pod's namespaces before it has put in the real ones.
-const (
-	containerTypeAnnotation = "io.kubernetes.cri.container-type"
-	sandboxIDAnnotation     = "io.kubernetes.cri.sandbox-id"
-	podNamespaces           = "/proc/0/ns/"
-)
+// podNamespaces begins the paths of a pod's namespaces before berth's shim has put
+// in the real ones.
+const podNamespaces = "/proc/0/ns/"
 
 // SpecFor returns the specification of a container that goes on at t. The
 // checkpoint's is not changed. Bind mounts whose sources are not there are
@@ -63,10 +61,10 @@ func (c *Checkpoint) SpecFor(t Target) (*specs.Spec, error) {
 	if s.Annotations == nil {
 		s.Annotations = map[string]string{}
 	}
-	delete(s.Annotations, containerTypeAnnotation)
-	delete(s.Annotations, sandboxIDAnnotation)
+	delete(s.Annotations, labels.AnnotationContainerType)
+	delete(s.Annotations, labels.AnnotationSandboxID)
 	if t.PodID != "" {
-		s.Annotations[containerTypeAnnotation], s.Annotations[sandboxIDAnnotation] = "container", t.PodID
+		s.Annotations[labels.AnnotationContainerType], s.Annotations[labels.AnnotationSandboxID] = "container", t.PodID
 	}
 	maps.Copy(s.Annotations, t.Annotations)
 	if err := t.bind(s); err != nil {

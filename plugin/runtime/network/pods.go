@@ -18,6 +18,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/go-cni"
+
+	"github.com/berthd/berth/plugin/labels"
 )
 
 // Pods are the networks of one containerd namespace's pods. Safe for concurrent
@@ -307,7 +309,7 @@ func (p *Pods) options(r *Request) []cni.NamespaceOpts {
 		options = append(options, cni.WithCapabilityDNS(cni.DNS(*d)))
 	}
 	if len(r.Annotations) > 0 {
-		options = append(options, cni.WithCapability("io.kubernetes.cri.pod-annotations", r.Annotations))
+		options = append(options, cni.WithCapability(labels.CapabilityPodAnnotations, r.Annotations))
 	}
 	if r.CgroupPath != "" {
 		options = append(options, cni.WithCapabilityCgroupPath(r.CgroupPath))
