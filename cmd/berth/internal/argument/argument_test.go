@@ -178,7 +178,8 @@ func TestContainer(t *testing.T) {
 		want runtime.ContainerRequest
 	}{
 		{"nothing", nil, runtime.ContainerRequest{}},
-		{"input", []string{"-it"}, runtime.ContainerRequest{TTY: true, Stdin: true, StdinOnce: true}},
+		{"terminal", []string{"-it"}, runtime.ContainerRequest{TTY: true, Stdin: true}},
+		{"input", []string{"-i"}, runtime.ContainerRequest{Stdin: true, StdinOnce: true}},
 		{"process", []string{"--entrypoint", "/p", "-w", "/w", "-u", "1:2", "--group-add", "7", "--stop-signal", "INT"}, runtime.ContainerRequest{
 			Command: []string{"/p"}, WorkDir: "/w", User: "1:2", Groups: []uint32{7}, StopSignal: "INT",
 		}},
@@ -226,7 +227,7 @@ func TestContainer(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.want.Name, c.want.Image, c.want.Args = "n", "image", []string{"a", "b"}
-			if diff := cmp.Diff(c.want, got, cmpopts.IgnoreUnexported(runtime.PodRequest{})); diff != "" {
+			if diff := cmp.Diff(c.want, got, cmpopts.IgnoreUnexported(runtime.PodRequest{}, runtime.ContainerRequest{})); diff != "" {
 				t.Errorf("request (-want +got):\n%s", diff)
 			}
 		})

@@ -86,7 +86,9 @@ func (c *Container) PodFlags() []string { return c.pod.Given() }
 func (c *Container) Request(image string, args []string) (runtime.ContainerRequest, error) {
 	r := c.r
 	r.ID, r.Attempt = runtime.ContainerID(c.id), labels.Attempt(c.attempt)
-	r.Image, r.Args, r.StdinOnce = image, args, r.Stdin
+	// The end of the user's input is the program's. A terminal has none: a user who
+	// has left it comes back.
+	r.Image, r.Args, r.StdinOnce = image, args, r.Stdin && !r.TTY
 	if r.Name == "" {
 		r.Name = MadeUp(image)
 	}

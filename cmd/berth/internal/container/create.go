@@ -79,6 +79,7 @@ terminal ctrl-p ctrl-q leaves the container alone.`,
 				return session.Usage("--rm with -d: nobody would be there to remove it, berth has no daemon; see `berth container rm`")
 			}
 			if leave {
+				r.StdinOnce = false // for whoever attaches, any number of times
 				return s.Do(cmd.Context(), func(ctx context.Context, service *runtime.Service) error {
 					return background(ctx, s, service, r)
 				})
