@@ -13,13 +13,15 @@ import (
 // How often it is checked whether a finished fifo has found a reader: nothing
 // wakes the writing end when one opens the other.
 const (
-	lingerPause    = 100 * time.Millisecond
+	lingerPause    = 10 * time.Millisecond
 	lingerPauseMax = time.Second
 )
 
-// linger keeps the end of a stream in its fifo while nobody reads it. A fifo
-// forgets its content when the last descriptor closes: containerd, restarted,
-// would find nothing.
+// linger keeps a finished stream's fifo open for writing until somebody reads it,
+// or the process is deleted. A fifo forgets its content when the last descriptor
+// closes: containerd, restarted, would find nothing. And a client that opens it
+// later, as containerd's does when a process is quick, would wait for a writer that
+// never comes.
 type linger struct {
 	s     *Streams
 	fd    int // for writing only: as a reader it would take itself for one
@@ -41,19 +43,15 @@ func (s *Streams) linger(fd int) {
 	g.check()
 }
 
-// check gives the fifo up when it has a reader, who gets the rest and then the
-// end, or nothing is left in it.
+// check gives the fifo up when it has a reader, who gets what is in it and then the
+// end.
 func (g *linger) check() {
 	fds := [1]unix.PollFd{{Fd: int32(g.fd)}}
-	_, err := unix.Poll(fds[:], 0)
 	// Without a reader the writing end of a pipe is in error (poll(2)).
-	alone := err == nil && fds[0].Revents&unix.POLLERR != 0
-	if alone {
-		if left, err := unix.IoctlGetInt(g.fd, unix.TIOCINQ); err == nil && left > 0 { // FIONREAD
-			g.timer = g.s.l.After(g.pause, g.check)
-			g.pause = min(2*g.pause, lingerPauseMax)
-			return
-		}
+	if _, err := unix.Poll(fds[:], 0); err == nil && fds[0].Revents&unix.POLLERR != 0 {
+		g.timer = g.s.l.After(g.pause, g.check)
+		g.pause = min(2*g.pause, lingerPauseMax)
+		return
 	}
 	for i := range g.s.lingers {
 		if g.s.lingers[i] == g {

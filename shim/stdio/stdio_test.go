@@ -192,6 +192,26 @@ func TestReaderThatComesLate(t *testing.T) {
 	r.until("the fifo is given up", func() bool { return len(p.lingers) == 0 })
 }
 
+// So does one that waits for a writer, as containerd's does: not for ever, though
+// the process has ended without a word.
+func TestReaderOfNothingThatComesLate(t *testing.T) {
+	r := newRig(t)
+	cfg := r.config()
+	cfg.Stdout = r.fifo("out")
+	p := r.run(cfg, "true")
+	p.exit()
+	p.drained()
+	f, err := os.Open(cfg.Stdout) // blocks until there is a writer
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if b, err := io.ReadAll(f); err != nil || len(b) > 0 {
+		t.Errorf("got %q, %v", b, err)
+	}
+	r.until("the fifo is given up", func() bool { return len(p.lingers) == 0 })
+}
+
 func TestCloseWithAFullFifoAndNoReader(t *testing.T) {
 	r := newRig(t)
 	before := fds(t)
