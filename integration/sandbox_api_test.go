@@ -407,7 +407,7 @@ func TestSandboxShimKilled(t *testing.T) {
 		p := e.sandbox(t)
 		config := hostNetworkPod()
 		config.Linux.SecurityContext.NamespaceOptions.Pid = runtime.NamespaceMode_POD
-		config.Linux.CgroupParent = "/" + e.Namespace + "-pod"
+		config.Linux.CgroupParent = "/" + e.Namespace + "-" + config.Metadata.Uid
 		p.run(t, config)
 		init := p.init(t)
 		if err := unix.Kill(p.shim.pid, unix.SIGKILL); err != nil {

@@ -68,20 +68,20 @@ func (h *Host) deletePod(inv *Invocation) error {
 	if err != nil {
 		return err
 	}
+	if init, err := readIdentity(filepath.Join(inv.Bundle, sandbox.InitFile)); err == nil {
+		if fd := init.open(); fd >= 0 {
+			defer unix.Close(fd)
+			if !kill(fd) {
+				return fault.New(fault.DeadlineExceeded, fmt.Sprintf("init of the pod, process %d, does not end after SIGKILL", init.pid))
+			}
+		}
+	}
 	record, err := pod.Read(dir)
 	if err != nil {
 		if fault.CodeOf(err) != fault.NotFound { // not made, or gone
 			h.warn("%v", err)
 		}
 		return sandbox.Remove(dir)
-	}
-	if init := record.Init; init != nil {
-		if fd := (identity{init.Pid, init.StartTime}).open(); fd >= 0 {
-			defer unix.Close(fd)
-			if !kill(fd) {
-				return fault.New(fault.DeadlineExceeded, fmt.Sprintf("init of the pod, process %d, does not end after SIGKILL", init.Pid))
-			}
-		}
 	}
 	if record.MadeCgroup {
 		g, err := cgroup.At(record.CgroupParent)

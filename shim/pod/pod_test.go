@@ -1032,7 +1032,7 @@ func TestUndone(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld(t)
 			c.fail(t, w)
-			group := "/berth-test-" + strconv.Itoa(os.Getpid())
+			group := "/berth-test-u-1-" + strconv.Itoa(os.Getpid())
 			cfg := podConfig(modes(modeP, modeP, modeP))
 			cfg.Linux.CgroupParent = group
 			_, err := w.maker.Make(request(t, newNetns(t), cfg))
@@ -1065,12 +1065,12 @@ func TestCgroup(t *testing.T) {
 	w := newWorld(t)
 	group := "/berth-test-" + strconv.Itoa(os.Getpid())
 	cfg := podConfig(modes(modeN, modeC, modeN))
-	cfg.Linux.CgroupParent = group + "//pod/"
+	cfg.Linux.CgroupParent = group + "//podu-1/"
 	a := w.make("", cfg)
-	if a.parent != group+"/pod" || !a.made {
+	if a.parent != group+"/podu-1" || !a.made {
 		t.Errorf("answer: %+v", a)
 	}
-	left := cgroups(t, group+"/pod")
+	left := cgroups(t, group+"/podu-1")
 	if tops, _ := hierarchies(cgroupRoot); len(left) != len(tops) || len(tops) == 0 {
 		t.Errorf("cgroups: %v of %v", left, tops)
 	}
@@ -1079,8 +1079,15 @@ func TestCgroup(t *testing.T) {
 			t.Errorf("%s takes no process", dir)
 		}
 	}
+	// One that may be others' too is not made.
+	shared := podConfig(modes(modeN, modeC, modeN))
+	shared.Linux.CgroupParent = group + "/shared"
+	w2 := newWorld(t)
+	if a := w2.make("", shared); a.parent != group+"/shared" || a.made || len(cgroups(t, group+"/shared")) > 0 {
+		t.Errorf("a cgroup that is not named for the pod: %+v", a)
+	}
 	// One that is there is left to who made it.
-	if again, err := makeCgroup(cgroupRoot, group+"/pod"); err != nil || len(again) > 0 {
+	if again, err := makeCgroup(cgroupRoot, group+"/podu-1"); err != nil || len(again) > 0 {
 		t.Errorf("again: %v, %v", again, err)
 	}
 	for _, dir := range left {

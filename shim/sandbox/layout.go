@@ -40,6 +40,10 @@ const (
 	MembersDir = "members"
 )
 
+// InitFile, in the bundle of a sandbox, holds "<pid> <start time>" of the pod's
+// init, if it has one.
+const InitFile = "berth.init"
+
 // Dir returns the directory of a pod below state. An id that is not a plain name
 // is InvalidArgument.
 func Dir(state, namespace, id string) (string, error) {

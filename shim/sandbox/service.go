@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -244,6 +245,11 @@ func (s *Service) create(c *ttrpc.Call) {
 func (s *Service) own() (err error) {
 	if s.made.InitPid != 0 {
 		s.init = s.host.Children.Adopt(s.made.InitPid, s.initEnded)
+		// For delete, should the pod's directory be lost.
+		text := strconv.AppendUint(append(strconv.AppendInt(nil, int64(s.made.InitPid), 10), ' '), s.made.InitStart, 10)
+		if err := os.WriteFile(filepath.Join(s.host.Plan.Bundle, InitFile), text, 0o600); err != nil {
+			s.host.Warn("bundle: " + err.Error())
+		}
 	}
 	if s.made.Cgroup != "" {
 		s.group, err = cgroup.At(s.made.Cgroup)
