@@ -8,7 +8,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/berthd/berth/shim/cgroup"
 	"github.com/berthd/berth/shim/fault"
 	"github.com/berthd/berth/shim/options"
 	"github.com/berthd/berth/shim/plan"
@@ -84,11 +83,7 @@ func (h *Host) deletePod(inv *Invocation) error {
 		return sandbox.Remove(dir)
 	}
 	if record.MadeCgroup {
-		g, err := cgroup.At(record.CgroupParent)
-		if err == nil {
-			err = g.Remove()
-		}
-		if err != nil {
+		if err := sandbox.RemoveCgroup(dir, record.CgroupParent); err != nil {
 			h.warn("pod's cgroup: %v", err)
 		}
 	}

@@ -239,14 +239,6 @@ func (p *planned) checkCgroup() error {
 	return nil
 }
 
-// ownsCgroup tells whether the pod's cgroup is named for it, as the kubelet does it.
-// Another one may be that of several pods: were it made with the first and removed
-// with the last that is seen, this would be under the hands of a third.
-func (p *planned) ownsCgroup() bool {
-	name, uid := path.Base(p.cgroupParent), p.config.Metadata.UID
-	return strings.Contains(name, p.id) || uid != "" && strings.Contains(name, uid)
-}
-
 // openNamespaces opens the network namespace that CRI made, and the user namespace
 // that owns it.
 func (p *planned) openNamespaces() (err error) {

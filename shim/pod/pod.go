@@ -76,11 +76,9 @@ func (m *Maker) make(request []byte) (r *Record, err error) {
 		return nil, err
 	}
 	u.add(func() error { return sandbox.Remove(p.dir) })
-	var cgroups []string
-	if p.ownsCgroup() {
-		if cgroups, err = makeCgroup(cgroupRoot, p.cgroupParent); err != nil {
-			return nil, err
-		}
+	cgroups, err := makeCgroup(cgroupRoot, p.cgroupParent)
+	if err != nil {
+		return nil, err
 	}
 	u.add(func() error { return removeCgroups(cgroups) })
 	h, err := startHelper(p)

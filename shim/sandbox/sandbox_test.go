@@ -298,3 +298,30 @@ func TestSnapshot(t *testing.T) {
 		}
 	}
 }
+
+// A cgroup that another pod is in as well stays.
+func TestSharesCgroup(t *testing.T) {
+	state := t.TempDir()
+	pod := func(namespace, id, record string) string {
+		dir, err := Dir(state, namespace, id)
+		if err == nil {
+			err = os.MkdirAll(dir, 0o700)
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, RecordFile), []byte(record), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
+	one := pod("a", "1", `{"ID":"1","CgroupParent":"/x/y"}`)
+	pod("a", "2", `{"ID":"2","CgroupParent":"/x/y/z"}`)
+	if sharesCgroup(one, "/x/y") {
+		t.Error("a pod below is taken for one in it")
+	}
+	pod("b", "3", `{"ID":"3","CgroupParent":"/x/y"}`)
+	if !sharesCgroup(one, "/x/y") {
+		t.Error("another pod in it is not seen")
+	}
+}

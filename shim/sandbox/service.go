@@ -450,8 +450,8 @@ func (s *Service) shutdown(c *ttrpc.Call) {
 }
 
 func (s *Service) remove() error {
-	if s.group != nil && s.made.CgroupOwned {
-		if err := s.group.Remove(); err != nil {
+	if s.made.CgroupOwned {
+		if err := RemoveCgroup(s.dir, s.made.Cgroup); err != nil {
 			s.host.Loop.Post(func() { s.host.Warn("pod's cgroup: " + err.Error()) })
 		}
 	}
