@@ -162,7 +162,7 @@ func TestCLITerminalRun(t *testing.T) {
 		u.repeats("stty size\n", "30 90")
 		u.types("echo sle''eps; sleep 1000\n")
 		u.sees("sleeps")
-		u.types("\x03")                                            // ctrl-c is the sleep's
+		u.types("\x03")                                                    // ctrl-c is the sleep's
 		eventually(t, patience, func() string { return u.lacks(1, "^C") }) // and the terminal throws away what was typed before
 		u.types("echo go''ing on; exit 5\n")
 		u.sees("going on")

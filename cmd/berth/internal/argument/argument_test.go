@@ -268,7 +268,7 @@ func TestFilter(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := f.Containers()
-	want := runtime.ContainerFilter{Name: "n", State: runtime.ContainerExited, Labels: map[string]string{"a": "b", "c": ""}, AllOwners: true}
+	want := runtime.ContainerFilter{Name: "n", State: runtime.ContainerExited, Labels: map[string]string{"a": "b", "c": ""}}
 	if diff := cmp.Diff(want, got); err != nil || diff != "" || f.Owner != "cri" {
 		t.Errorf("owner %q, %v (-want +got):\n%s", f.Owner, err, diff)
 	}

@@ -46,7 +46,7 @@ func ParseFilter(pairs []string) (Filter, error) {
 
 // Containers is the filter for containers.
 func (f *Filter) Containers() (runtime.ContainerFilter, error) {
-	r := runtime.ContainerFilter{ID: f.ID, Name: f.Name, Pod: f.Pod, Labels: f.Labels, AllOwners: true}
+	r := runtime.ContainerFilter{ID: f.ID, Name: f.Name, Pod: f.Pod, Labels: f.Labels}
 	for _, state := range []runtime.ContainerState{
 		runtime.ContainerCreated, runtime.ContainerRunning, runtime.ContainerPaused, runtime.ContainerExited, runtime.ContainerUnknown,
 	} {

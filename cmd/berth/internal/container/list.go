@@ -18,15 +18,15 @@ import (
 // List is `berth container ls`.
 func List(s *session.Session) *cobra.Command {
 	l := report.Listing{Out: s.Out}
-	var all bool
+	var all, everybody bool
 	var pod string
 	var pairs []string
 	c := &cobra.Command{
 		Use:     "ls [flags]",
 		Aliases: []string{"list", "ps"},
 		Short:   "List containers",
-		Long: `List containers that run, newest first, with -a all. Those of others are shown too: the
-owner is berth, cri (the kubelet's) or other (ctr's, nerdctl's).`,
+		Long: `List containers that run, newest first, with -a all. Those of the kubelet (owner cri) are
+shown too, and with --all-owners those in no pod, as ctr's and nerdctl's (owner other).`,
 		Example: `  berth ps
   berth ps -a --pod web
   berth ps -a -f state=exited -q
@@ -46,6 +46,7 @@ owner is berth, cri (the kubelet's) or other (ctr's, nerdctl's).`,
 				filter.Pod = pod
 			}
 			all = all || filter.State != ""
+			filter.AllOwners = everybody || f.Owner != ""
 			return s.Do(cmd.Context(), func(ctx context.Context, service *runtime.Service) error {
 				return report.Show(ctx, &l, func(ctx context.Context) (*report.List[runtime.Container], error) {
 					containers, err := service.Containers(ctx, filter)
@@ -61,6 +62,7 @@ owner is berth, cri (the kubelet's) or other (ctr's, nerdctl's).`,
 	}
 	l.Bind(c.Flags())
 	c.Flags().BoolVarP(&all, "all", "a", false, "also those that do not run")
+	c.Flags().BoolVar(&everybody, "all-owners", false, "also those in no pod, as ctr's and nerdctl's")
 	c.Flags().StringVar(&pod, "pod", "", "only those of a `POD`")
 	c.Flags().StringArrayVarP(&pairs, "filter", "f", nil, "`KEY=VALUE`: id, name, pod, state, owner or label")
 	_ = c.RegisterFlagCompletionFunc("pod", s.Pods(0)) // there is the flag
