@@ -309,8 +309,11 @@ func TestCLIWatch(t *testing.T) {
 	forCLI(t, func(t *testing.T, c *cli) {
 		c.start(t, "app", host.Busybox, "sh", "-c", idling)
 		for _, args := range [][]string{
-			{"ps", "-a", "--watch", "--interval", "50ms"}, {"pods", "-w", "--interval", "50ms"}, {"ps", "-a", "-w", "-o", "json", "--interval", "50ms"},
-			{"container", "stats", "--interval", "50ms"}, {"pod", "stats", "-o", "json", "--interval", "50ms"},
+			{"ps", "-a", "--watch", "--interval", "50ms"},
+			{"pods", "-w", "--interval", "50ms"},
+			{"ps", "-a", "-w", "-o", "json", "--interval", "50ms"},
+			{"container", "stats", "--interval", "50ms"},
+			{"pod", "stats", "-o", "json", "--interval", "50ms"},
 		} {
 			t.Run(strings.Join(args, " "), func(t *testing.T) {
 				cmd := c.command(t, args...)
@@ -370,5 +373,22 @@ func TestCLICheckpoint(t *testing.T) {
 			}
 			return ""
 		})
+	})
+}
+
+// Shims that run go on as the program that is installed.
+func TestCLIShimUpgrade(t *testing.T) {
+	forCLI(t, func(t *testing.T, c *cli) {
+		made := c.start(t, "app", host.Busybox, "sh", "-c", idling)
+		args := []string{"shim", "upgrade", "--containerd-state", c.State(), "--program", host.Native.Binary(), "--id"}
+		if got := c.must(t, append(args, made)...); !strings.Contains(got, made+": runs ") {
+			t.Errorf("upgrade: %q", got)
+		}
+		if got := c.must(t, "exec", "app", "echo", "x"); got != "x" {
+			t.Errorf("afterwards: %q", got)
+		}
+		if r := c.run(t, append(args, "nosuch")...); r.code != 125 || !strings.Contains(r.err, "no shim") {
+			t.Errorf("no such shim: %+v", r)
+		}
 	})
 }

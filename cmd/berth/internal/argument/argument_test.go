@@ -236,9 +236,22 @@ func TestContainer(t *testing.T) {
 
 func TestContainerRefused(t *testing.T) {
 	for _, args := range [][]string{
-		{"--pod", "p", "--network", "host"}, {"--cpus", "1", "--cpu-quota", "5"}, {"--cpus", "0.001"}, {"--network", "none"}, {"--pid", "x"},
-		{"--ipc", "x"}, {"--userns", "1:2"}, {"--userns", "auto:x"}, {"--sysctl", "=v"}, {"-l", "=v"}, {"--security-opt", "x"},
-		{"--security-opt", "label=disable"}, {"--group-add", "wheel"}, {"--log-max-size", "x"}, {"--memory", "x"}, {"--mount", "x"},
+		{"--pod", "p", "--network", "host"},
+		{"--cpus", "1", "--cpu-quota", "5"},
+		{"--cpus", "0.001"},
+		{"--network", "none"},
+		{"--pid", "x"},
+		{"--ipc", "x"},
+		{"--userns", "1:2"},
+		{"--userns", "auto:x"},
+		{"--sysctl", "=v"},
+		{"-l", "=v"},
+		{"--security-opt", "x"},
+		{"--security-opt", "label=disable"},
+		{"--group-add", "wheel"},
+		{"--log-max-size", "x"},
+		{"--memory", "x"},
+		{"--mount", "x"},
 	} {
 		_, err := request(t, args...)
 		refused(t, args[len(args)-1], err)

@@ -78,9 +78,6 @@ func (c *Container) bindSecurity(flags *pflag.FlagSet) {
 	flags.StringArrayVar(&c.security, "security-opt", nil, "`OPTION`: no-new-privileges, seccomp=PROFILE, apparmor=PROFILE, label=PART:VALUE, systempaths=unconfined")
 }
 
-// PodFlags returns the flags of the container's own pod that were used.
-func (c *Container) PodFlags() []string { return c.pod.Given() }
-
 // Request returns what the flags and arguments say: an image, and the arguments of
 // its program.
 func (c *Container) Request(image string, args []string) (runtime.ContainerRequest, error) {

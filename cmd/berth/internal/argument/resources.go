@@ -4,6 +4,7 @@ package argument
 
 import (
 	"math"
+	"slices"
 
 	"github.com/spf13/pflag"
 
@@ -71,10 +72,5 @@ func (l *Resources) Request() (runtime.Resources, error) {
 
 // Given tells whether any of the flags was used.
 func (l *Resources) Given() bool {
-	for _, name := range l.names {
-		if l.flags.Changed(name) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(l.names, l.flags.Changed)
 }

@@ -100,8 +100,7 @@ func unpause(s *session.Session) *cobra.Command {
 
 func update(s *session.Session) *cobra.Command {
 	var limits argument.Resources
-	var c *cobra.Command
-	c = each(s, &cobra.Command{
+	c := each(s, &cobra.Command{
 		Use:   "update FLAG... CONTAINER...",
 		Short: "Change limits of containers",
 		Long:  "Change the limits that flags name, of containers that run or are yet to be started.",

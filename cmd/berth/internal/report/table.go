@@ -87,7 +87,7 @@ const (
 	AsJSON Format = "json"
 )
 
-// String, Set and Type make it a flag.
+// String returns it as -o has it. With Set and Type it is a flag.
 func (f *Format) String() string { return string(*f) }
 
 // Set refuses what is no format.
