@@ -80,7 +80,7 @@ func TestCLIRun(t *testing.T) {
 func TestCLIRunSlowReader(t *testing.T) {
 	forCLI(t, func(t *testing.T, c *cli) {
 		const size = 40 << 20 // more than an attached client may be behind
-		cmd := c.command(t, "run", "--rm", "--network", "host", host.Busybox, "sh", "-c", fmt.Sprintf("yes | head -c %d", size))
+		cmd := c.command(t, "run", "--rm", "--network", "host", host.Busybox, "sh", "-c", fmt.Sprintf("yes $(printf %%0999d 0) | head -c %d", size))
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -215,8 +215,8 @@ func TestCLIExec(t *testing.T) {
 func TestCLILogs(t *testing.T) {
 	forCLI(t, func(t *testing.T, c *cli) {
 		c.pod(t, "web", "--network", "host")
-		member := func(name, script string, flags ...string) {
-			c.must(t, append(append([]string{"run", "-d", "--pod", "web", "--name", name}, flags...), host.Busybox, "sh", "-c", script)...)
+		member := func(name, script string, flags ...string) string {
+			return c.must(t, append(append([]string{"run", "-d", "--pod", "web", "--name", name}, flags...), host.Busybox, "sh", "-c", script)...)
 		}
 		member("a", "echo one; sleep 0.3; echo two >&2; sleep 0.3; echo three; "+idling)
 		member("b", "echo four")
@@ -252,9 +252,9 @@ func TestCLILogs(t *testing.T) {
 
 		c.fails(t, 125, "previous", "logs", "-p", "a")
 		member("again", "echo first", "--attempt", "0")
-		member("again", "echo second", "--attempt", "1")
+		second := member("again", "echo second", "--attempt", "1")
 		eventually(t, patience, func() string {
-			got := c.run(t, "logs", "-p", c.must(t, "ps", "-aq", "-f", "name=again", "--no-trunc")[:64])
+			got := c.run(t, "logs", "-p", second)
 			if got.out != "first\n" {
 				return fmt.Sprintf("previous: %+v", got)
 			}

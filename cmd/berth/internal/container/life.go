@@ -130,10 +130,10 @@ func remove(s *session.Session) *cobra.Command {
 		Use:     "rm [flags] CONTAINER...",
 		Aliases: []string{"remove"},
 		Short:   "Remove containers",
-		Long: `Remove containers with their file systems, logs and records, and with their pods where
-those were made for them alone. Containers that run are refused, unless -f or -t tells
-what is to become of them; those that berth has not made, unless -f. With -f a container
-that is not there is no error.`,
+		Long: `Remove containers with their file systems and records, and with their pods where those
+were made for them alone; logs go with the pods. Containers that run are refused, unless
+-f or -t tells what is to become of them; those that berth has not made, unless -f. With
+-f a container that is not there is no error.`,
 		Example: `  berth container rm app
   berth container rm -t 10 app      # stops it first
   berth container rm -f app`,
