@@ -33,6 +33,8 @@ const (
 	// orphanLimit is how long a shim without a container waits for a connection
 	// before it ends: containerd died after start, or lost interest.
 	orphanLimit = time.Minute
+	// orphanPause is how often it looks meanwhile whether it is still wanted.
+	orphanPause = 2 * time.Second
 	// deletedLimit is how long a shim whose container is deleted waits to be told
 	// to end. containerd does so at once, unless it was killed while it waited
 	// for the answer: started again it knows of no container, but is connected.
@@ -204,8 +206,22 @@ func (s *server) connsChanged(n int) {
 	s.orphan.Stop()
 	s.orphan = nil
 	if n == 0 {
-		s.orphan = s.loop.After(orphanLimit, s.endIfEmpty)
+		s.awaitOwner(0)
 	}
+}
+
+// awaitOwner ends a shim that is for nothing: that has waited long enough for a
+// connection, or whose bundle is gone, because whoever wanted it gave up between
+// start and Create.
+func (s *server) awaitOwner(waited time.Duration) {
+	s.orphan = s.loop.After(orphanPause, func() {
+		_, err := os.Lstat(s.plan.Bundle)
+		if waited += orphanPause; waited >= orphanLimit || os.IsNotExist(err) {
+			s.endIfEmpty()
+			return
+		}
+		s.awaitOwner(waited)
+	})
 }
 
 // deleted gives containerd a while to tell the shim to end.

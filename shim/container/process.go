@@ -51,6 +51,9 @@ func (p *Process) State() State {
 	return p.state
 }
 
+// Unread tells whether the process has left output that nobody has begun to read.
+func (p *Process) Unread() bool { return p.streams != nil && p.streams.Unread() }
+
 // adopt takes over what a job has launched.
 func (p *Process) adopt(l *launch, s State, ended func(*Process, process.Exit)) {
 	p.pid, p.state, p.streams = l.pid, s, l.streams

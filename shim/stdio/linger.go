@@ -43,12 +43,32 @@ func (s *Streams) linger(fd int) {
 	g.check()
 }
 
+// Unread tells whether output of the process that has ended is in a fifo which
+// nobody has opened for reading.
+func (s *Streams) Unread() bool {
+	for _, g := range append([]*linger(nil), s.lingers...) { // check takes some out
+		if !g.alone() {
+			g.timer.Stop()
+			g.check()
+		} else if left, err := unix.IoctlGetInt(g.fd, unix.TIOCINQ); err == nil && left > 0 { // FIONREAD
+			return true
+		}
+	}
+	return false
+}
+
+// alone tells whether nobody reads: without a reader the writing end of a pipe is
+// in error (poll(2)).
+func (g *linger) alone() bool {
+	fds := [1]unix.PollFd{{Fd: int32(g.fd)}}
+	_, err := unix.Poll(fds[:], 0)
+	return err == nil && fds[0].Revents&unix.POLLERR != 0
+}
+
 // check gives the fifo up when it has a reader, who gets what is in it and then the
 // end.
 func (g *linger) check() {
-	fds := [1]unix.PollFd{{Fd: int32(g.fd)}}
-	// Without a reader the writing end of a pipe is in error (poll(2)).
-	if _, err := unix.Poll(fds[:], 0); err == nil && fds[0].Revents&unix.POLLERR != 0 {
+	if g.alone() {
 		g.timer = g.s.l.After(g.pause, g.check)
 		g.pause = min(2*g.pause, lingerPauseMax)
 		return

@@ -7,6 +7,7 @@ package task
 
 import (
 	"os"
+	"time"
 
 	"github.com/berthd/berth/shim/container"
 	"github.com/berthd/berth/shim/fault"
@@ -298,9 +299,35 @@ func (s *Service) serveState(c *ttrpc.Call) {
 		c.Fail(err)
 		return
 	}
+	if p.State() == container.Stopped && p.Unread() {
+		s.awaitReader(c.Later(), p, readerTries)
+		return
+	}
+	s.replyState(c, p)
+}
+
+// containerd, started again, opens the output of its processes in the background,
+// asks for their states, and gives up the opening for one that has ended. So the
+// answer about a process whose output waits is not quicker than that opening.
+const (
+	readerPause = 5 * time.Millisecond
+	readerTries = 10
+)
+
+func (s *Service) awaitReader(c *ttrpc.Call, p *container.Process, tries int) {
+	s.host.Loop.After(readerPause, func() {
+		if tries > 1 && p.Unread() {
+			s.awaitReader(c, p, tries-1)
+			return
+		}
+		s.replyState(c, p)
+	})
+}
+
+func (s *Service) replyState(c *ttrpc.Call, p *container.Process) {
 	io, exit := p.Stdio(), p.Exit()
 	r := wire.StateResponse{
-		ID: s.state.ID, ExecID: p.ID(), Bundle: s.host.Plan.Bundle, Pid: uint32(p.Pid()), Status: status[p.State()],
+		ID: s.host.Plan.ID, ExecID: p.ID(), Bundle: s.host.Plan.Bundle, Pid: uint32(p.Pid()), Status: status[p.State()],
 		Stdin: io.Stdin, Stdout: io.Stdout, Stderr: io.Stderr, Terminal: io.Terminal,
 	}
 	if p.State() == container.Stopped {
