@@ -132,19 +132,19 @@ func TestCLIOneName(t *testing.T) {
 				all.Go(func() { results[i] = c.run(t, args...) })
 			}
 			all.Wait()
-			winner := ""
+			var winner strings.Builder
 			for _, r := range results {
 				if r.code == 0 {
-					winner += strings.TrimSpace(r.out)
+					winner.WriteString(strings.TrimSpace(r.out))
 				}
 			}
 			const idLength = 64
-			if len(winner) != idLength {
-				t.Errorf("%v: made %q", args, winner)
+			if len(winner.String()) != idLength {
+				t.Errorf("%v: made %q", args, winner.String())
 			}
 			for _, r := range results {
-				if r.code != 0 && (r.code != 125 || !strings.Contains(r.err, winner)) {
-					t.Errorf("%v: exit %d: %s, want to be told of %s", args, r.code, r.err, winner)
+				if r.code != 0 && (r.code != 125 || !strings.Contains(r.err, winner.String())) {
+					t.Errorf("%v: exit %d: %s, want to be told of %s", args, r.code, r.err, winner.String())
 				}
 			}
 		}

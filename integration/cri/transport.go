@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -92,9 +93,7 @@ func dialSPDY(ctx context.Context, at Server, protocol string, header http.Heade
 
 func (s *spdySession) open(kind string) (io.ReadWriteCloser, error) {
 	header := http.Header{"Streamtype": {kind}}
-	for key, values := range s.header {
-		header[key] = values
-	}
+	maps.Copy(header, s.header)
 	stream, err := s.CreateStream(header)
 	if err != nil {
 		return nil, fmt.Errorf("stream %s: %w", kind, err)

@@ -246,11 +246,12 @@ func TestGroup(t *testing.T) {
 		[]sandbox.Sandbox{s})
 	var got []string
 	for _, p := range pods {
-		line := fmt.Sprint(p.ID, p.Owner, p.Metadata.Pod.Name, p.Metadata.Attempt, p.Sandbox, p.Orphaned, p.Infra != nil)
+		var line strings.Builder
+		line.WriteString(fmt.Sprint(p.ID, p.Owner, p.Metadata.Pod.Name, p.Metadata.Attempt, p.Sandbox, p.Orphaned, p.Infra != nil))
 		for _, m := range p.Members {
-			line += " " + m.ID
+			line.WriteString(" " + m.ID)
 		}
-		got = append(got, line)
+		got = append(got, line.String())
 	}
 	want := []string{
 		fmt.Sprint("lost", OwnerBerth, "web", Attempt(2), false, true, false) + " orphan",

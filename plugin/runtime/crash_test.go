@@ -407,17 +407,17 @@ func (r *rig) reboot(t *testing.T) {
 	}
 	eventually(t, patience, func() string {
 		found, _ := filepath.Glob("/proc/[0-9]*")
-		left := ""
+		var left strings.Builder
 		for _, dir := range found {
 			pid, _ := strconv.Atoi(filepath.Base(dir))
 			cmdline, _ := os.ReadFile(dir + "/cmdline")
 			cgroup, _ := os.ReadFile(dir + "/cgroup")
 			if pid != os.Getpid() && strings.Contains(string(cmdline)+string(cgroup), r.Namespace) {
 				_ = unix.Kill(pid, unix.SIGKILL)
-				left += " " + filepath.Base(dir)
+				left.WriteString(" " + filepath.Base(dir))
 			}
 		}
-		return left
+		return left.String()
 	})
 	pods := filepath.Join("/run/berth/sandboxes", r.Namespace)
 	state := filepath.Join("/run/berth", r.Namespace)

@@ -57,13 +57,13 @@ func expandSlice(path string) string {
 	if !found || strings.Contains(name, "/") {
 		return path
 	}
-	full := ""
+	var full strings.Builder
 	for i := 0; i <= len(name); i++ {
 		if i == len(name) || name[i] == '-' && i > 0 {
-			full += "/" + name[:i] + ".slice"
+			full.WriteString("/" + name[:i] + ".slice")
 		}
 	}
-	return full
+	return full.String()
 }
 
 // locate finds the directories of a cgroup that is at in, for a process at self.

@@ -40,8 +40,8 @@ const (
 	MembersDir = "members"
 )
 
-// InitFile, in the bundle of a sandbox, holds "<pid> <start time>" of the pod's
-// init, if it has one.
+// InitFile is in the bundle of a sandbox whose pod has an init, and holds that's
+// "<pid> <start time>".
 const InitFile = "berth.init"
 
 // Dir returns the directory of a pod below state. An id that is not a plain name
