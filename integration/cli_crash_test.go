@@ -13,7 +13,7 @@ import (
 )
 
 // moments is how often a call is killed, each time a little later.
-const moments = 10
+const moments = 5
 
 // killed runs a call and kills it after a part of the time that it takes.
 func (c *cli) killed(t *testing.T, part, of int, takes time.Duration, args ...string) {
