@@ -40,7 +40,7 @@ build: ## berth's programs, to .build/bin
 
 # Four at a time: those that drive containerd mostly wait.
 unit: deps build ## tests of the packages
-	$(GO) test -race -timeout 10m -p 4 $(UNIT)
+	$(GO) test -race -count=1 -timeout 10m -p 4 $(UNIT)
 
 integration: deps build ## tests against containerd and runc on this machine
 	$(GO) test -race -count=1 -timeout 20m ./integration/...
