@@ -43,7 +43,7 @@ unit: deps build ## tests of the packages
 	$(GO) test -race -count=1 -timeout 10m -p 4 $(UNIT)
 
 integration: deps build ## tests against containerd and runc on this machine
-	$(GO) test -race -count=1 -timeout 20m ./integration/...
+	$(GO) test -count=1 -timeout 20m ./integration/...
 
 vm-test: deps vm build ## tests that need cgroup v2 or systemd, in a virtual machine
 	integration/vm-test.sh
