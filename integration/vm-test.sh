@@ -5,9 +5,9 @@
 #
 # Runs the tests that depend on cgroups in the virtual machine, whose only
 # hierarchy is cgroup v2: packages' own tests, shims, pods, with BERTH_TEST_FULL=1 a
-# kubelet's too, and some
-# again under systemd. Needs `make deps vm build`. Flags are passed to the integration tests, for
-# example -test.run=TestCgroupOOM; without them each machine runs its own selection.
+# kubelet's too, and some again under systemd. Needs `make deps vm build`. Flags are
+# passed to the integration tests, for example -test.run=TestCgroupOOM; without them
+# each machine runs its own selection.
 #
 # Emulation is slow: a container's life takes a second or two, so this is a
 # selection, with -test.short, and without the race detector.
