@@ -58,8 +58,7 @@ type Container struct {
 	mounted    bool   // a root filesystem is mounted in the bundle
 
 	// Steps that change the state run one at a time, in the order they came.
-	stepping bool
-	steps    []func()
+	steps loop.Steps
 
 	// starting is set while Start is in progress, starts counts the execs whose
 	// runtime call is in flight. Ends are told after their beginnings.
@@ -75,35 +74,14 @@ func New(h Host, connected bool) *Container {
 	return &Container{h: h, connected: connected}
 }
 
-// step runs f when all earlier steps have ended. f, or what it sets off, must
-// call c.next once.
-func (c *Container) step(f func()) {
-	if c.stepping {
-		c.steps = append(c.steps, f)
-		return
-	}
-	c.stepping = true
-	f()
-}
-
-func (c *Container) next() {
-	if len(c.steps) == 0 {
-		c.stepping = false
-		return
-	}
-	f := c.steps[0]
-	c.steps = c.steps[1:]
-	f()
-}
-
 // change runs work as a job, as a step of its own, when a is permitted then.
 // done, which may be nil, runs on the loop when work has succeeded, before
 // reply.
 func (c *Container) change(a Action, work func() error, done func(), reply func(error)) {
-	c.step(func() {
+	c.steps.Do(func() {
 		if err := c.state.permit(a); err != nil {
 			reply(err)
-			c.next()
+			c.steps.Next()
 			return
 		}
 		var err error
@@ -112,7 +90,7 @@ func (c *Container) change(a Action, work func() error, done func(), reply func(
 				done()
 			}
 			reply(err)
-			c.next()
+			c.steps.Next()
 		})
 	})
 }
@@ -208,7 +186,7 @@ func (c *Container) Create(r CreateRequest, reply func(pid int, err error)) {
 	var u undo
 	var l launch
 	var err error
-	c.step(func() {
+	c.steps.Do(func() {
 		c.h.Loop.Go(cgroup.Hasten, nil)
 		c.h.Loop.Go(func() {
 			err = c.create(&r, &u, &l)
@@ -220,7 +198,7 @@ func (c *Container) Create(r CreateRequest, reply func(pid int, err error)) {
 			}
 			c.created(&r, &l)
 			reply(c.init.pid, nil)
-			c.next()
+			c.steps.Next()
 		})
 	})
 }
@@ -313,10 +291,10 @@ func (c *Container) watchOOM() {
 // Start runs what Create has made ready. limit is the caller's patience, 0: none
 // said.
 func (c *Container) Start(limit time.Duration, reply func(pid int, err error)) {
-	c.step(func() {
+	c.steps.Do(func() {
 		if err := c.state.permit(Start); err != nil {
 			reply(0, err)
-			c.next()
+			c.steps.Next()
 			return
 		}
 		c.starting = true
@@ -337,7 +315,7 @@ func (c *Container) Start(limit time.Duration, reply func(pid int, err error)) {
 				c.watch()
 			}
 			c.started(err, reply)
-			c.next()
+			c.steps.Next()
 		})
 	})
 }

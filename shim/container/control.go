@@ -38,14 +38,14 @@ func (c *Container) Resume(reply func(error)) {
 
 // freeze makes the transition a from the present state over meanwhile to after.
 func (c *Container) freeze(a Action, meanwhile, after State, work func() error, reply func(error)) {
-	c.step(func() {
+	c.steps.Do(func() {
 		err := c.state.permit(a)
 		if err == nil && c.initEnded {
 			err = process.ErrFinished
 		}
 		if err != nil {
 			reply(err)
-			c.next()
+			c.steps.Next()
 			return
 		}
 		before := c.state
@@ -53,7 +53,7 @@ func (c *Container) freeze(a Action, meanwhile, after State, work func() error, 
 		c.h.Loop.Go(func() { err = work() }, func() {
 			c.frozen(before, after, err)
 			reply(err)
-			c.next()
+			c.steps.Next()
 		})
 	})
 }

@@ -146,7 +146,7 @@ func (c *Container) leave(name, text string, dirs ...string) {
 // everything of it on the host. reply gets the pid and exit of init. After an
 // error it can be called again.
 func (c *Container) Delete(reply func(pid int, e process.Exit, err error)) {
-	c.step(func() {
+	c.steps.Do(func() {
 		err := c.state.permit(Delete)
 		if err == nil && c.state == Created {
 			err = c.init.Kill(int(unix.SIGKILL))
@@ -156,7 +156,7 @@ func (c *Container) Delete(reply func(pid int, e process.Exit, err error)) {
 		}
 		if err != nil {
 			reply(0, process.Exit{}, err)
-			c.next()
+			c.steps.Next()
 			return
 		}
 		if c.state == Restorable {
@@ -178,14 +178,14 @@ func (c *Container) remove(reply func(pid int, e process.Exit, err error)) {
 	c.h.Loop.Go(func() { err = c.clean() }, func() {
 		if err != nil {
 			reply(0, process.Exit{}, fault.In("delete", err))
-			c.next()
+			c.steps.Next()
 			return
 		}
 		c.endStreams(func() {
 			e := wire.TaskDelete{ContainerID: c.h.Plan.ID, Pid: uint32(c.init.pid), ExitStatus: uint32(c.init.exit.Code), ExitedAt: c.init.exit.At}
 			c.publish(e.Topic(), e.TypeURL(), e.Append(nil))
 			reply(c.init.pid, c.init.exit, nil)
-			c.next()
+			c.steps.Next()
 		})
 	})
 }

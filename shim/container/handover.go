@@ -45,7 +45,7 @@ const (
 // there, its time limit too; streams that no process has taken yet, and loggers
 // about to end, stay.
 func (c *Container) Movable() bool {
-	movable := c.state != Restorable && !c.stepping
+	movable := c.state != Restorable && !c.steps.Busy()
 	c.each(func(p *Process) { movable = movable && !p.leaving && (p.streams == nil || !p.streams.Ending()) })
 	return movable
 }

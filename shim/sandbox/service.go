@@ -108,8 +108,7 @@ type Service struct {
 	initGone func() // waits for init's end
 
 	// Create, stop and shutdown happen one after the other.
-	stepping bool
-	steps    []func()
+	steps loop.Steps
 
 	// Polls decode into the same variables, whose strings keep their memory.
 	query  wire.SandboxRequest
@@ -124,10 +123,10 @@ func New(h Host) (*Service, error) {
 }
 
 // Empty tells whether there is no pod and none in the making.
-func (s *Service) Empty() bool { return s.state == absent && !s.stepping }
+func (s *Service) Empty() bool { return s.state == absent && !s.steps.Busy() }
 
 // Busy tells whether the pod cannot be handed over now.
-func (s *Service) Busy() bool { return s.stepping }
+func (s *Service) Busy() bool { return s.steps.Busy() }
 
 // Serve answers c, now or later.
 func (s *Service) Serve(c *ttrpc.Call) {
@@ -179,27 +178,6 @@ func (s *Service) is(id string) error {
 	return nil
 }
 
-// step runs f when all earlier steps have ended. f, or what it sets off, must
-// call s.next once.
-func (s *Service) step(f func()) {
-	if s.stepping {
-		s.steps = append(s.steps, f)
-		return
-	}
-	s.stepping = true
-	f()
-}
-
-func (s *Service) next() {
-	if len(s.steps) == 0 {
-		s.stepping = false
-		return
-	}
-	f := s.steps[0]
-	s.steps = s.steps[1:]
-	f()
-}
-
 func (s *Service) create(c *ttrpc.Call) {
 	var r wire.CreateSandboxRequest
 	err := r.Decode(c.Payload)
@@ -215,10 +193,10 @@ func (s *Service) create(c *ttrpc.Call) {
 		return
 	}
 	later := c.Later()
-	s.step(func() {
+	s.steps.Do(func() {
 		if s.state != absent {
 			later.Fail(fault.New(fault.AlreadyExists, "sandbox "+r.SandboxID+" already exists"))
-			s.next()
+			s.steps.Next()
 			return
 		}
 		var answer []byte
@@ -236,7 +214,7 @@ func (s *Service) create(c *ttrpc.Call) {
 				s.state = created
 				later.Reply(later.Buffer())
 			}
-			s.next()
+			s.steps.Next()
 		})
 	})
 }
@@ -330,10 +308,10 @@ func (s *Service) stop(c *ttrpc.Call) {
 		return
 	}
 	later := c.Later()
-	s.step(func() {
+	s.steps.Do(func() {
 		s.halt(time.Duration(r.TimeoutSecs)*time.Second, func() {
 			later.Reply(later.Buffer())
-			s.next()
+			s.steps.Next()
 		})
 	})
 }
@@ -432,7 +410,7 @@ func (s *Service) shutdown(c *ttrpc.Call) {
 		return
 	}
 	later := c.Later()
-	s.step(func() {
+	s.steps.Do(func() {
 		s.halt(0, func() {
 			var err error
 			s.host.Loop.Go(func() { err = s.remove() }, func() {
@@ -443,7 +421,7 @@ func (s *Service) shutdown(c *ttrpc.Call) {
 					later.Reply(later.Buffer())
 					s.Shutdown()
 				}
-				s.next()
+				s.steps.Next()
 			})
 		})
 	})
