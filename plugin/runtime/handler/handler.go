@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/berthd/berth/shim/options"
 )
 
 // Type is what kind of program a handler's runtime is.
@@ -64,10 +66,10 @@ type Handler struct {
 
 	// MinMemory is the least memory limit of a container: bytes, or a text such as
 	// "12MiB". 0: 12 MiB, or 500 KiB with crun.
-	MinMemory Size `toml:"min_memory"`
+	MinMemory options.Size `toml:"min_memory"`
 	// CreateTimeout bounds the runtime's create: seconds or a text such as "4m". 0:
 	// the shim's default; the shim raises what is below 30 s. OCI only.
-	CreateTimeout Duration `toml:"create_timeout"`
+	CreateTimeout options.Duration `toml:"create_timeout"`
 	// ExecCPUAffinity says where execs begin: "first" is the first CPU of the
 	// container's cpuset, "" the runtime's choice. OCI only.
 	ExecCPUAffinity string `toml:"exec_cpu_affinity"`
