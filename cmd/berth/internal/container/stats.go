@@ -5,7 +5,6 @@ package container
 import (
 	"context"
 	"strconv"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -13,9 +12,6 @@ import (
 	"github.com/berthd/berth/cmd/berth/internal/session"
 	"github.com/berthd/berth/plugin/runtime"
 )
-
-// moment is between the two measurements of stats --no-stream.
-const moment = 500 * time.Millisecond
 
 func statistics(s *session.Session) *cobra.Command {
 	l := report.Listing{Out: s.Out}
@@ -34,20 +30,13 @@ disk is the writable layer.`,
 			l.Watch = !once
 			return s.Do(cmd.Context(), func(ctx context.Context, service *runtime.Service) error {
 				var load report.Load
-				get := func(ctx context.Context) (*report.List[runtime.ContainerStats], error) {
+				return report.ShowUsage(ctx, &l, func(ctx context.Context) (*report.List[runtime.ContainerStats], error) {
 					all, err := service.Stats(ctx, refs...)
 					if err != nil {
 						return nil, err
 					}
 					return measured(&l, &load, all), nil
-				}
-				// CPU is what was used between two looks.
-				if once && l.Format == report.Tables {
-					if err := report.Prime(ctx, moment, get); err != nil {
-						return err
-					}
-				}
-				return report.Show(ctx, &l, get)
+				})
 			})
 		},
 	}

@@ -7,7 +7,6 @@ package pod
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -160,6 +159,3 @@ func removePod(ctx context.Context, service *runtime.Service, ref string, o runt
 	}
 	return service.RemovePod(ctx, ref, o)
 }
-
-// moment is between two measurements of those commands that measure once.
-const moment = 500 * time.Millisecond

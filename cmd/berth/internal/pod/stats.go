@@ -28,20 +28,13 @@ in percent of one processor. Memory is the working set, as the kubelet counts it
 			l.Watch = !once
 			return s.Do(cmd.Context(), func(ctx context.Context, service *runtime.Service) error {
 				var load report.Load
-				get := func(ctx context.Context) (*report.List[runtime.PodStats], error) {
+				return report.ShowUsage(ctx, &l, func(ctx context.Context) (*report.List[runtime.PodStats], error) {
 					all, err := service.PodStats(ctx, refs...)
 					if err != nil {
 						return nil, err
 					}
 					return measured(&l, &load, all), nil
-				}
-				// CPU is what was used between two looks.
-				if once && l.Format == report.Tables {
-					if err := report.Prime(ctx, moment, get); err != nil {
-						return err
-					}
-				}
-				return report.Show(ctx, &l, get)
+				})
 			})
 		},
 	}

@@ -51,17 +51,23 @@ func (l *Load) Percent(id string, at time.Time, cpu stats.CPU) string {
 	return Percent(share)
 }
 
-// Prime measures once, and waits a moment.
-func Prime[T any](ctx context.Context, moment time.Duration, get func(context.Context) (*List[T], error)) error {
-	if _, err := get(ctx); err != nil {
-		return err
+// moment is between the two measurements of what is shown once.
+const moment = 500 * time.Millisecond
+
+// ShowUsage is Show for what is measured. A table that is shown once needs two
+// measurements: its CPU is what was used between them.
+func ShowUsage[T any](ctx context.Context, l *Listing, get func(context.Context) (*List[T], error)) error {
+	if !l.Watch && l.Format == Tables {
+		if _, err := get(ctx); err != nil {
+			return err
+		}
+		timer := time.NewTimer(moment)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
-	timer := time.NewTimer(moment)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return Show(ctx, l, get)
 }
