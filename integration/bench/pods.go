@@ -45,7 +45,7 @@ func (b *bench) pods(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	d, err := host.New(host.Options{CRI: true, Images: []string{}, TOML: podTOML(conf)})
+	d, err := host.New(host.Options{CRI: true, Images: []string{}, TOML: host.PodTOML(conf)})
 	if err != nil {
 		return err
 	}
@@ -74,35 +74,6 @@ func (b *bench) pods(ctx context.Context) (err error) {
 		return err
 	}
 	return p.weights(ctx)
-}
-
-func podTOML(conf string) string {
-	return fmt.Sprintf(`
-[plugins.'io.containerd.cri.v1.images'.pinned_images]
-  sandbox = %[1]q
-
-[plugins.'io.containerd.grpc.v1.cri']
-  stream_server_address = "127.0.0.1"
-  stream_server_port = "0"
-
-[plugins.'io.containerd.cri.v1.runtime']
-  restrict_oom_score_adj = true # a machine may lack CAP_SYS_RESOURCE
-  netns_mounts_under_state_dir = true
-  [plugins.'io.containerd.cri.v1.runtime'.cni]
-    bin_dirs = [%[2]q]
-    conf_dir = %[3]q
-  [plugins.'io.containerd.cri.v1.runtime'.containerd]
-    default_runtime_name = "stock"
-  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.stock]
-    runtime_type = "io.containerd.runc.v2"
-  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.berth]
-    runtime_type = "io.containerd.berth.v1"
-    sandboxer = "shim"
-    disable_pause_image_pull = true
-  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.dropin]
-    runtime_type = "io.containerd.runc.v2"
-    runtime_path = %[4]q
-`, host.Pause, host.Deps("cni"), conf, host.DropIn.Binary())
 }
 
 // await waits until containerd knows the network and the images.

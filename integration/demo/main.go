@@ -53,7 +53,7 @@ func run(image, runtime string, idle int) (err error) {
 	if err != nil {
 		return err
 	}
-	daemon, err := host.New(host.Options{CRI: true, TOML: withPods(network)})
+	daemon, err := host.New(host.Options{CRI: true, TOML: host.PodTOML(network)})
 	if err != nil {
 		return err
 	}

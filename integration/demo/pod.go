@@ -24,36 +24,6 @@ import (
 // criNamespace is where the CRI plugin keeps its containers.
 const criNamespace = "k8s.io"
 
-// handlers says what the pods are shown with: berth without a pause container,
-// and what containerd does by itself.
-const handlers = `
-[plugins.'io.containerd.cri.v1.images'.pinned_images]
-  sandbox = %[1]q
-
-[plugins.'io.containerd.grpc.v1.cri']
-  stream_server_address = "127.0.0.1"
-  stream_server_port = "0"
-
-[plugins.'io.containerd.cri.v1.runtime']
-  restrict_oom_score_adj = true # a machine may lack CAP_SYS_RESOURCE
-  netns_mounts_under_state_dir = true
-  [plugins.'io.containerd.cri.v1.runtime'.cni]
-    bin_dirs = [%[2]q]
-    conf_dir = %[3]q
-  [plugins.'io.containerd.cri.v1.runtime'.containerd]
-    default_runtime_name = "stock"
-  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.stock]
-    runtime_type = "io.containerd.runc.v2"
-  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.berth]
-    runtime_type = "io.containerd.berth.v1"
-    sandboxer = "shim"
-    disable_pause_image_pull = true
-`
-
-func withPods(conf string) string {
-	return fmt.Sprintf(handlers, host.Pause, host.Deps("cni"), conf)
-}
-
 // settleTime is how long pods idle before they are weighed: shims start
 // themselves afresh a few seconds after work.
 const settleTime = 4 * time.Second
