@@ -299,7 +299,7 @@ echo "$CNI_ARGS" > `+w.dir+`/args
 			t.Errorf("%s is not in %s", want, b)
 		}
 	}
-	if strings.Contains(string(b), "81") {
+	if strings.Contains(string(b), `"ContainerPort":81`) || strings.Contains(string(b), `"containerPort":81`) {
 		t.Errorf("a port without mapping is in %s", b)
 	}
 	args, _ := os.ReadFile(w.dir + "/args")
