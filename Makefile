@@ -17,7 +17,8 @@ IMAGE :=
 FUZZTIME := 30s
 
 # The version is the linker's affair, and git may refuse root somebody else's checkout.
-export GOFLAGS     := $(GOFLAGS) -buildvcs=false
+# Signatures are checked without cgo and gpgme.
+export GOFLAGS     := $(GOFLAGS) -buildvcs=false -tags=containers_image_openpgp
 export BERTH_DEPS  := $(CURDIR)/$(DEPS)
 export BERTH_BUILD := $(CURDIR)/$(BUILD)
 
