@@ -5,22 +5,145 @@ package image
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"fmt"
+	"io"
 	"io/fs"
+	"math/rand/v2"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// File is one entry of a layer, owned by root. Mode's type bits say what it is:
-// a folder (fs.ModeDir), a symbolic link (fs.ModeSymlink) or, without any, a
-// file. The sticky bit is fs.ModeSticky.
+// Format is the compression of a layer, named by the layer's media type.
+type Format string
+
+// The compressions that layers have.
+const (
+	Plain Format = v1.MediaTypeImageLayer
+	Gzip  Format = v1.MediaTypeImageLayerGzip
+	Zstd  Format = v1.MediaTypeImageLayerZstd
+)
+
+// Layer is a layer of a Variant.
+type Layer struct {
+	desc v1.Descriptor
+	diff digest.Digest // of the uncompressed stream
+	data []byte        // nil: described, but no part of the image
+}
+
+// NewLayer is a layer with these files, in this order. Without files it is a tar
+// stream without entries.
+func NewLayer(format Format, files ...File) (Layer, error) {
+	raw, err := pack(files)
+	if err != nil {
+		return Layer{}, err
+	}
+	data, err := format.compress(raw)
+	if err != nil {
+		return Layer{}, err
+	}
+	return Layer{desc: describe(string(format), data), diff: digest.FromBytes(raw), data: data}, nil
+}
+
+func (f Format) compress(raw []byte) ([]byte, error) {
+	var out bytes.Buffer
+	var w io.WriteCloser
+	switch f {
+	case Gzip:
+		w = gzip.NewWriter(&out)
+	case Zstd:
+		encoder, err := zstd.NewWriter(&out, zstd.WithEncoderConcurrency(1))
+		if err != nil {
+			return nil, err
+		}
+		w = encoder
+	default:
+		return raw, nil
+	}
+	if _, err := w.Write(raw); err != nil {
+		return nil, err
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), nil
+}
+
+// ForeignLayer is a layer that may not be distributed: the image describes it and
+// does not contain it.
+func ForeignLayer(files ...File) (Layer, error) {
+	layer, err := NewLayer(Gzip, files...)
+	if err != nil {
+		return Layer{}, err
+	}
+	layer.data = nil
+	layer.desc.MediaType = v1.MediaTypeImageLayerNonDistributableGzip //nolint:staticcheck // deprecated, and still met
+	layer.desc.URLs = []string{"http://127.0.0.1:1/layer"}
+	return layer, nil
+}
+
+// NoiseLayer is one file of size bytes that do not compress. The same seed gives
+// the same bytes.
+func NoiseLayer(seed byte, size int) (Layer, error) {
+	data := make([]byte, size)
+	// It cannot fail.
+	_, _ = rand.NewChaCha8([32]byte{seed}).Read(data)
+	return NewLayer(Gzip, File{Path: fmt.Sprintf("noise-%d", seed), Mode: 0o644, Data: data})
+}
+
+// chunk is how many zeros are compressed once and then repeated.
+const chunk = 16 << 20
+
+// ZeroLayer is one file of size zeros, a multiple of 16 MiB, whose compressed form
+// is a thousandth of that. It is made without holding the zeros, but their digest
+// has to be computed: two seconds and more for each GiB.
+func ZeroLayer(size int64) (Layer, error) {
+	if size%chunk != 0 {
+		return Layer{}, fmt.Errorf("layer of %d zeros: not a multiple of %d", size, chunk)
+	}
+	var head bytes.Buffer
+	t := tar.NewWriter(&head)
+	if err := t.WriteHeader(&tar.Header{Name: "zeros", Mode: 0o644, Size: size}); err != nil {
+		return Layer{}, err
+	}
+	zeros := make([]byte, chunk)
+	var data []byte
+	diff := digest.Canonical.Digester()
+	// Members of gzip may be concatenated: the stream is what they hold together.
+	member := func(raw []byte, times int64) error {
+		zipped, err := Gzip.compress(raw)
+		for range times {
+			data = append(data, zipped...)
+			_, _ = diff.Hash().Write(raw)
+		}
+		return err
+	}
+	for _, m := range []struct {
+		raw   []byte
+		times int64
+	}{{head.Bytes(), 1}, {zeros, size / chunk}, {zeros[:1024], 1}} {
+		if err := member(m.raw, m.times); err != nil {
+			return Layer{}, err
+		}
+	}
+	return Layer{desc: describe(string(Gzip), data), diff: diff.Digest(), data: data}, nil
+}
+
+// File is one entry of a layer, owned by root. Mode's type bits say what it is: a
+// folder (fs.ModeDir), a symbolic link (fs.ModeSymlink), the device 1:3
+// (fs.ModeDevice), a pipe (fs.ModeNamedPipe) or, without any, a file; a file with
+// a Link is a hard link. The sticky bit is fs.ModeSticky.
 type File struct {
 	Path string // below the root of the layer, without a leading slash
 	Mode fs.FileMode
 	Data []byte // of a file
-	Link string // of a symbolic link
+	Link string // of a symbolic or a hard link
 }
 
-// layer is the files as an uncompressed tar stream, in their order.
-func layer(files []File) ([]byte, error) {
+// pack is the files as an uncompressed tar stream, in their order.
+func pack(files []File) ([]byte, error) {
 	var out bytes.Buffer
 	t := tar.NewWriter(&out)
 	for _, f := range files {
@@ -45,6 +168,14 @@ func (f File) write(t *tar.Writer) error {
 		h.Typeflag, h.Name = tar.TypeDir, f.Path+"/"
 	case fs.ModeSymlink:
 		h.Typeflag, h.Linkname = tar.TypeSymlink, f.Link
+	case fs.ModeDevice:
+		h.Typeflag, h.Devmajor, h.Devminor = tar.TypeChar, 1, 3
+	case fs.ModeNamedPipe:
+		h.Typeflag = tar.TypeFifo
+	default:
+		if f.Link != "" {
+			h.Typeflag, h.Linkname = tar.TypeLink, f.Link
+		}
 	}
 	if err := t.WriteHeader(h); err != nil {
 		return fmt.Errorf("file %s: %w", f.Path, err)
