@@ -360,7 +360,7 @@ func TestCLICheckpoint(t *testing.T) {
 		})
 		file := filepath.Join(t.TempDir(), "counter.tar")
 		c.must(t, "container", "checkpoint", "-e", file, "counter")
-		fields(t, c.only(t, "container", "inspect", "counter"), object{"state": "Exited"})
+		fields(t, c.only(t, "container", "inspect", "counter"), object{"state": "Exited", "exitCode": 0.0, "reason": "Completed"})
 		made := c.must(t, "container", "restore", "-i", file, "--name", "again")
 		t.Cleanup(func() { c.must(t, "container", "rm", "-f", made) })
 		first := count("again")

@@ -3,15 +3,20 @@
 package runtime_test
 
 import (
+	"archive/tar"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/berthd/berth/integration/host"
 	berth "github.com/berthd/berth/plugin/runtime"
+	"github.com/berthd/berth/plugin/runtime/handler"
 )
 
 // counting says how far it is.
@@ -54,7 +59,7 @@ func TestRuntimeCheckpoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = r.Client().ImageService().Delete(r.Context(ctx(t)), image) })
-	if got, err := r.Container(ctx(t), string(c.ID)); err != nil || got.State != berth.ContainerExited || got.ExitCode == nil {
+	if got, err := r.Container(ctx(t), string(c.ID)); err != nil || got.State != berth.ContainerExited || got.ExitCode == nil || *got.ExitCode != 0 || got.Reason != "Completed" {
 		t.Errorf("stopped by the checkpoint: %v, %+v", err, got)
 	}
 	q := berth.RestoreRequest{Archive: archive}
@@ -108,5 +113,80 @@ func (r *rig) goesOn(t *testing.T, c berth.Container, from string) {
 	})
 	if err := r.StopContainer(ctx(t), string(c.ID), 0); err != nil {
 		t.Error(err)
+	}
+}
+
+// (S74) What lacks the inventory is no checkpoint, which is told before the runtime is
+// called; nothing is left.
+func TestRuntimeRestoreRefused(t *testing.T) {
+	dir := t.TempDir() // outlives the service, which needs the runtime to clean up
+	r := withService(t)
+	calls := filepath.Join(dir, "calls")
+	script := "#!/bin/sh\necho \"$*\" >> " + calls + "\nexec " + host.Deps("bin/runc") + " \"$@\"\n"
+	if err := os.WriteFile(filepath.Join(dir, "runc"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r.configure(t, func(c *handler.Config) {
+		c.Handlers["logged"] = &handler.Handler{Path: filepath.Join(dir, "runc")}
+	})
+	q := hostPod(t)
+	q.Handler = "logged"
+	p := r.pod(t, q)
+	c := r.start(t, shell(p, "main", counting))
+	whole, part := filepath.Join(dir, "whole.tar"), filepath.Join(dir, "part.tar")
+	if err := r.Checkpoint(ctx(t), string(c.ID), berth.CheckpointRequest{Archive: whole, LeaveRunning: true}); err != nil {
+		t.Fatal(err)
+	}
+	without(t, whole, part, "checkpoint/inventory.img")
+	before := r.left()
+	again := berth.RestoreRequest{Archive: part}
+	again.Pod, again.Name = string(p.ID), "second"
+	if _, err := r.Restore(ctx(t), again); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "inventory.img") {
+		t.Errorf("without an inventory: %v", err)
+	}
+	if got := r.left(); !slices.Equal(got, before) {
+		t.Errorf("left: %v", got)
+	}
+	if b, err := os.ReadFile(calls); err != nil || !strings.Contains(string(b), "checkpoint") || strings.Contains(string(b), "restore") {
+		t.Errorf("calls of the runtime: %s, %v", b, err)
+	}
+}
+
+// without copies an archive but for one file.
+func without(t *testing.T, from, to, name string) {
+	t.Helper()
+	in, err := os.Open(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	out, err := os.Create(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	w := tar.NewWriter(out)
+	found := false
+	for rd := tar.NewReader(in); ; {
+		h, err := rd.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if filepath.Clean(h.Name) == name {
+			found = true
+			continue
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(w, rd); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil || !found {
+		t.Fatalf("%s without %s: found %v, %v", from, name, found, err)
 	}
 }

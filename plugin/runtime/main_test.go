@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -167,6 +168,19 @@ func (r *rig) reopen(t *testing.T) {
 	r.Service = s
 }
 
+// configure opens the service with other runtime handlers.
+func (r *rig) configure(t *testing.T, change func(*handler.Config)) {
+	t.Helper()
+	c := handler.Default()
+	change(c)
+	h, err := handler.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.config.Handlers = h
+	r.reopen(t)
+}
+
 // podName makes a name of the test's.
 func podName(t *testing.T) string {
 	return strings.ToLower(strings.NewReplacer("/", "-", "#", "", "_", "-").Replace(strings.TrimPrefix(t.Name(), "TestRuntime")))
@@ -233,6 +247,31 @@ func mountedAt(t *testing.T, path string) (n int) {
 		if fields := strings.Fields(line); len(fields) > 4 && fields[4] == path {
 			n++
 		}
+	}
+	return n
+}
+
+// status is a field of a process's status file (proc(5)).
+func status(t *testing.T, pid int, field string) string {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if value, ok := strings.CutPrefix(line, field); ok {
+			return strings.TrimSpace(value)
+		}
+	}
+	t.Fatalf("process %d: no %s", pid, field)
+	return ""
+}
+
+func number(t *testing.T, text string) int {
+	t.Helper()
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return n
 }

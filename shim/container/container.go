@@ -66,6 +66,9 @@ type Container struct {
 	starts    int
 	initEnded bool // init is gone; its end may still wait for those of execs
 	closing   bool // there shall be no more execs
+
+	checkpointing bool // a checkpoint is in progress
+	left          bool // init was ended by one, as its caller wished
 }
 
 // New returns a container that Create will make. connected tells whether
@@ -75,9 +78,7 @@ func New(h Host, connected bool) *Container {
 }
 
 // change runs work as a job, as a step of its own, when a is permitted then.
-// done, which may be nil, runs on the loop when work has succeeded, before
-// reply.
-func (c *Container) change(a Action, work func() error, done func(), reply func(error)) {
+func (c *Container) change(a Action, work func() error, reply func(error)) {
 	c.steps.Do(func() {
 		if err := c.state.permit(a); err != nil {
 			reply(err)
@@ -86,9 +87,6 @@ func (c *Container) change(a Action, work func() error, done func(), reply func(
 		}
 		var err error
 		c.h.Loop.Go(func() { err = work() }, func() {
-			if err == nil && done != nil {
-				done()
-			}
 			reply(err)
 			c.steps.Next()
 		})

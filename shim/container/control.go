@@ -82,7 +82,7 @@ func (c *Container) frozen(before, after State, err error) {
 // Update changes the container's limits to resources, the JSON of the runtime
 // specification's LinuxResources. What it does not name stays.
 func (c *Container) Update(resources []byte, reply func(error)) {
-	c.change(Update, func() error { return runc.Update(c.h.Runtime, c.h.Plan, resources) }, nil, reply)
+	c.change(Update, func() error { return runc.Update(c.h.Runtime, c.h.Plan, resources) }, reply)
 }
 
 // Checkpoint dumps the container to dir, with criu's log in the working
@@ -110,17 +110,43 @@ func (c *Container) Checkpoint(dir string, o *wire.CheckpointOptions, limit time
 	if r.WorkPath == "" {
 		r.WorkPath = c.criuWork("checkpoint")
 	}
-	paused := c.state == Paused
-	c.change(Checkpoint, func() error { return c.h.Runtime.Checkpoint(&r) }, func() {
-		e := wire.TaskCheckpointed{ContainerID: p.ID, Checkpoint: r.ImagePath}
-		c.publish(e.Topic(), e.TypeURL(), e.Append(nil))
-	}, func(err error) {
-		if err != nil && !paused && c.group != nil && c.state == Running {
-			// criu may have left it frozen.
-			c.h.Loop.Go(func() { _ = c.group.Thaw() }, nil)
+	c.steps.Do(func() {
+		before := c.state
+		if err := before.permit(Checkpoint); err != nil {
+			reply(err)
+			c.steps.Next()
+			return
 		}
-		reply(err)
+		// Whether init was ended by the checkpoint is known when that has succeeded.
+		c.checkpointing = true
+		var err error
+		c.h.Loop.Go(func() { err = c.h.Runtime.Checkpoint(&r) }, func() {
+			c.checkpointing = false
+			c.checkpointed(&r, before, err, func() {
+				reply(err)
+				c.steps.Next()
+			})
+		})
 	})
+}
+
+// checkpointed tells of a checkpoint, and calls done when init has ended if it was
+// to. That is no failure: its exit code is 0.
+func (c *Container) checkpointed(r *runc.Checkpoint, before State, err error, done func()) {
+	if err == nil {
+		e := wire.TaskCheckpointed{ContainerID: c.h.Plan.ID, Checkpoint: r.ImagePath}
+		c.publish(e.Topic(), e.TypeURL(), e.Append(nil))
+		c.left = r.Exit
+	} else if before == Running && c.group != nil && !c.initEnded {
+		// criu may have left it frozen.
+		c.h.Loop.Go(func() { _ = c.group.Thaw() }, nil)
+	}
+	c.settle()
+	if !c.left {
+		done()
+		return
+	}
+	c.init.Wait(func(process.Exit) { done() })
 }
 
 // criuWork returns a persistent directory for criu's log.

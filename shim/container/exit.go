@@ -59,9 +59,9 @@ func (c *Container) endRest() {
 }
 
 // settle tells the end of init when everything that comes before it is told: its
-// own start and the ends of all execs.
+// own start, the ends of all execs, and what ended it.
 func (c *Container) settle() {
-	if !c.initEnded || c.state == Stopped || c.starting || c.starts > 0 {
+	if !c.initEnded || c.state == Stopped || c.starting || c.starts > 0 || c.checkpointing {
 		return
 	}
 	for _, p := range c.execs {
@@ -75,6 +75,9 @@ func (c *Container) settle() {
 		}
 		c.oom.Close()
 		c.oom = nil
+	}
+	if c.left {
+		c.init.exit.Code, c.init.exit.Signaled = 0, false
 	}
 	c.state = Stopped
 	c.leave(plan.EndFile, c.init.endLine(), c.h.Plan.Bundle)
