@@ -4,19 +4,28 @@ package runtime_test
 
 import (
 	"bytes"
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berthd/berth/integration/host"
 	berth "github.com/berthd/berth/plugin/runtime"
 	"github.com/berthd/berth/plugin/runtime/process"
+	"github.com/berthd/berth/plugin/runtime/record"
 )
 
 // shell asks for a container that runs a script.
@@ -457,4 +466,139 @@ func TestRuntimeStop(t *testing.T) {
 	if got, err := r.Container(ctx(t), "polite"); err != nil || got.ExitCode == nil || *got.ExitCode != 7 {
 		t.Errorf("%+v, %v", got, err)
 	}
+}
+
+// (S59, S61) The image says which signal asks a container to end, and none does with
+// no time to do so.
+func TestRuntimeStopSignal(t *testing.T) {
+	r := withService(t)
+	p := r.pod(t, hostPod(t))
+	const image = "berth.test/usr1:1"
+	r.image(t, image, func(c *ocispec.ImageConfig) { c.StopSignal = "SIGUSR1" })
+	script := "trap 'echo USR1; exit 6' USR1; trap 'echo TERM' TERM INT HUP; echo ready; while :; do sleep 0.05; done"
+	for name, c := range map[string]struct {
+		grace time.Duration
+		code  int32
+		log   string
+	}{"asked": {10 * time.Second, 6, "USR1"}, "killed": {0, 137, ""}} {
+		q := shell(p, name, script)
+		q.Image = image
+		made := r.start(t, q)
+		took(t, "stopping", 5*time.Second, func() {
+			if err := r.StopContainer(ctx(t), string(made.ID), c.grace); err != nil {
+				t.Error(err)
+			}
+		})
+		got, err := r.Container(ctx(t), string(made.ID))
+		if err != nil || got.StopSignal != "SIGUSR1" || got.ExitCode == nil || *got.ExitCode != c.code {
+			t.Errorf("%s: %v, %+v", name, err, got)
+		}
+		if b, _ := os.ReadFile(made.LogPath); strings.Contains(string(b), "TERM") || strings.Contains(string(b), "USR1") != (c.log != "") {
+			t.Errorf("%s: log %q", name, b)
+		}
+	}
+}
+
+// image makes an image of busybox's layers with another configuration.
+func (r *rig) image(t *testing.T, name string, change func(*ocispec.ImageConfig)) {
+	t.Helper()
+	in := r.Context(context.Background())
+	ctx, done, err := r.Client().WithLease(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer done(in)
+	from, err := r.Client().GetImage(ctx, host.Busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := from.Spec(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifest, err := images.Manifest(ctx, r.Client().ContentStore(), from.Target(), from.Platform())
+	if err != nil {
+		t.Fatal(err)
+	}
+	change(&config.Config)
+	manifest.MediaType = ocispec.MediaTypeImageManifest
+	manifest.Config = r.blob(t, ctx, ocispec.MediaTypeImageConfig, config, nil)
+	keep := map[string]string{"containerd.io/gc.ref.content.config": manifest.Config.Digest.String()}
+	for i, layer := range manifest.Layers {
+		keep[fmt.Sprintf("containerd.io/gc.ref.content.l.%d", i)] = layer.Digest.String()
+	}
+	target := r.blob(t, ctx, ocispec.MediaTypeImageManifest, manifest, keep)
+	if _, err := r.Client().ImageService().Create(ctx, images.Image{Name: name, Target: target}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Client().ImageService().Delete(in, name, images.SynchronousDelete()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// blob stores a document.
+func (r *rig) blob(t *testing.T, ctx context.Context, mediaType string, document any, labels map[string]string) ocispec.Descriptor {
+	t.Helper()
+	b, err := json.Marshal(document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
+	if err := content.WriteBlob(ctx, r.Client().ContentStore(), desc.Digest.String(), bytes.NewReader(b), desc, content.WithLabels(labels)); err != nil {
+		t.Fatal(err)
+	}
+	return desc
+}
+
+// (P68) What has a task is not deleted, and nothing changes.
+func TestRuntimeRemoveLiving(t *testing.T) {
+	r := withService(t)
+	p := r.pod(t, hostPod(t))
+	c := r.start(t, shell(p, "main", idle))
+	before, files := r.records(t), r.left()
+	for what, err := range map[string]error{
+		"container": r.RemoveContainer(ctx(t), string(c.ID), berth.RemoveOptions{}),
+		"pod":       r.RemovePod(ctx(t), string(p.ID), berth.RemoveOptions{}),
+	} {
+		if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), string(c.ID)) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	// Nor below: what the service would have to do first is checked there too.
+	store, err := record.New(r.Client(), record.Options{Namespace: r.Namespace, Root: r.config.Root, State: r.config.State, Snapshotter: "overlayfs"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, err := range map[string]error{
+		"container": store.Remove(ctx(t), string(c.ID)), "pod": store.RemovePod(ctx(t), string(p.ID)),
+	} {
+		if !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%s, of the store: %v", what, err)
+		}
+	}
+	if diff := cmp.Diff(before, r.records(t)); diff != "" {
+		t.Errorf("records: %s", diff)
+	}
+	if diff := cmp.Diff(files, r.left()); diff != "" {
+		t.Errorf("files: %s", diff)
+	}
+	if got := r.state(t, string(c.ID)); got != berth.ContainerRunning {
+		t.Errorf("afterwards it is %s", got)
+	}
+}
+
+// records are those of containers, as their names and when they were changed.
+func (r *rig) records(t *testing.T) (all []string) {
+	t.Helper()
+	found, err := r.Client().ContainerService().List(r.Context(ctx(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range found {
+		all = append(all, c.ID+" "+c.UpdatedAt.String())
+	}
+	slices.Sort(all)
+	return all
 }

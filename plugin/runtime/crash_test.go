@@ -25,6 +25,7 @@ import (
 	berth "github.com/berthd/berth/plugin/runtime"
 	"github.com/berthd/berth/plugin/runtime/handler"
 	"github.com/berthd/berth/plugin/runtime/network"
+	"github.com/berthd/berth/plugin/runtime/record/claim"
 )
 
 // envAct has the test's program do one thing, as a command line does.
@@ -298,6 +299,53 @@ func TestRuntimeNameTaken(t *testing.T) {
 	}
 	if won != 1 {
 		t.Errorf("%d have made the pod", won)
+	}
+}
+
+// (P22) A creation that died between its record and its end: the record and the
+// snapshot go when the service is opened next.
+func TestRuntimeUnfinished(t *testing.T) {
+	r := withService(t)
+	p := r.pod(t, hostPod(t))
+	kept := r.create(t, shell(p, "kept", idle))
+	c := r.create(t, shell(p, "main", idle))
+	in := r.Context(ctx(t))
+	store := r.Client().ContainerService()
+	record, err := store.Get(in, string(c.ID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	delete(record.Labels, "io.berth.created")
+	if _, err := store.Update(in, record, "labels"); err != nil {
+		t.Fatal(err)
+	}
+	creations := claim.Dir(filepath.Join(r.config.State, r.Namespace, "creations"))
+	held, err := creations.Take(string(c.ID), claim.Note{Owner: string(c.ID), Task: "create-container"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	held.Leave()
+	claims := claim.Dir(filepath.Join(r.config.State, r.Namespace, "claims"))
+	held, err = claims.Take("id."+string(c.ID), claim.Note{Owner: string(c.ID), Task: "create", Details: map[string]string{"pod": string(p.ID), "snapshotter": "overlayfs"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	held.Leave()
+	if got, err := r.Pod(ctx(t), p.Name); err != nil || len(got.Containers) != 1 {
+		t.Errorf("what is not finished is listed: %+v, %v", got.Containers, err)
+	}
+	r.recovered(t)
+	if _, err := store.Get(in, string(c.ID)); !errdefs.IsNotFound(err) {
+		t.Errorf("record: %v", err)
+	}
+	if _, err := r.Client().SnapshotService("overlayfs").Stat(in, record.SnapshotKey); !errdefs.IsNotFound(err) {
+		t.Errorf("snapshot: %v", err)
+	}
+	if _, err := os.Stat(c.WorkDirectory); err == nil {
+		t.Error("its directory is there")
+	}
+	if got := r.state(t, string(kept.ID)); got != berth.ContainerCreated {
+		t.Errorf("the other one is %s", got)
 	}
 }
 

@@ -10,13 +10,16 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	criclient "github.com/berthd/berth/integration/cri"
@@ -276,7 +279,7 @@ func (k *kubelet) restarted(t *testing.T, mine berth.Pod) {
 	}
 }
 
-// (P44) One pod is found among many containers, and how long that takes.
+// One pod is found among many containers, and how long that takes.
 // BERTH_TEST_FULL=1 makes ten thousand of them.
 func TestRuntimeMany(t *testing.T) {
 	n := 500
@@ -288,7 +291,7 @@ func TestRuntimeMany(t *testing.T) {
 	for _, name := range []string{"one", "two", "three"} {
 		r.start(t, shell(p, name, idle))
 	}
-	r.fill(t, n)
+	r.fill(t, 0, n)
 	for what, look := range map[string]func() error{
 		"by ID":        func() error { _, err := r.Pod(ctx(t), string(p.ID)); return err },
 		"by name":      func() error { _, err := r.Pod(ctx(t), p.Name); return err },
@@ -310,8 +313,63 @@ func TestRuntimeMany(t *testing.T) {
 	t.Logf("%d pods, all containers: %v, %v", len(pods), time.Since(start), err)
 }
 
-// fill makes records of containers, as those of pods with three containers each.
-func (r *rig) fill(t *testing.T, n int) {
+// (P44) A list is as many calls of containerd among 500 containers as among 50.
+func TestRuntimeListCalls(t *testing.T) {
+	r := serviceOn(t, host.Run(t, host.Options{}))
+	p := r.pod(t, hostPod(t))
+	r.start(t, shell(p, "one", idle))
+	var calls atomic.Int32
+	counted, err := client.New(r.Socket, client.WithExtraDialOpts([]grpc.DialOption{
+		grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, q, a any, c *grpc.ClientConn, next grpc.UnaryInvoker, o ...grpc.CallOption) error {
+			calls.Add(1)
+			return next(ctx, method, q, a, c, o...)
+		}),
+		grpc.WithChainStreamInterceptor(func(ctx context.Context, d *grpc.StreamDesc, c *grpc.ClientConn, method string, next grpc.Streamer, o ...grpc.CallOption) (grpc.ClientStream, error) {
+			calls.Add(1)
+			return next(ctx, d, c, method, o...)
+		}),
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer counted.Close()
+	config := r.config
+	config.Client = counted
+	s, err := berth.Open(ctx(t), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	lists := map[string]func() (int, error){
+		"pods": func() (int, error) { l, err := s.Pods(ctx(t), berth.PodFilter{}); return len(l), err },
+		"containers": func() (int, error) {
+			l, err := s.Containers(ctx(t), berth.ContainerFilter{AllOwners: true})
+			return len(l), err
+		},
+	}
+	before := make(map[string]int32)
+	made := 0
+	for _, n := range []int{50, 500} {
+		r.fill(t, made, n)
+		made = n
+		for what, list := range lists {
+			calls.Store(0)
+			found, err := list()
+			if err != nil || found < n/3 {
+				t.Errorf("%s: %d, %v", what, found, err)
+			}
+			t.Logf("%d %s: %d calls", found, what, calls.Load())
+			if was, again := before[what]; again && was != calls.Load() {
+				t.Errorf("%s: %d calls among few, %d among many", what, was, calls.Load())
+			}
+			before[what] = calls.Load()
+		}
+	}
+}
+
+// fill makes records of containers, as those of pods with three containers each, up
+// to n of them.
+func (r *rig) fill(t *testing.T, from, n int) {
 	t.Helper()
 	c := r.Context(context.Background())
 	model, err := r.Client().ContainerService().List(c, `labels."io.berth.kind"==container`)
@@ -352,14 +410,14 @@ func (r *rig) fill(t *testing.T, n int) {
 			}
 		})
 	}
-	for i := range n {
+	for i := from; i < n; i++ {
 		work <- i
 	}
 	close(work)
 	wg.Wait()
 	t.Cleanup(func() {
 		c := r.Context(context.Background()) // on a slow disk it is more than a test may take
-		for i := range n {
+		for i := from; i < n; i++ {
 			_ = r.Client().ContainerService().Delete(c, fmt.Sprintf("many%d", i))
 			if i%3 == 0 {
 				_ = r.Client().SandboxStore().Delete(c, fmt.Sprintf("pod%d", i/3))

@@ -10,8 +10,11 @@ import (
 
 	tasks "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/berthd/berth/plugin/labels"
 	berth "github.com/berthd/berth/plugin/runtime"
+	"github.com/berthd/berth/plugin/runtime/process"
 )
 
 // (P9, P36, P63, P67, P70)
@@ -112,5 +115,59 @@ func TestRuntimePodRefused(t *testing.T) {
 	r.Settle(t, before)
 	if got, err := r.Pods(ctx(t), berth.PodFilter{}); err != nil || len(got) != 1 || got[0].ID != first.ID {
 		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// (S75) A pod has a container record of its own without a process. What is done with
+// it succeeds and does nothing.
+func TestRuntimeSpoofed(t *testing.T) {
+	r := withService(t)
+	p := r.pod(t, hostPod(t))
+	record, err := r.Client().ContainerService().Get(r.Context(ctx(t)), string(p.ID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := labels.Decode(record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := process.New(r.Client().TaskService())
+	defer s.Close()
+	c, err := s.Load(r.Context(ctx(t)), process.Config{ID: record.ID, Metadata: m, Dir: filepath.Join(r.config.Root, r.Namespace, "containers", record.ID)})
+	if err != nil || !c.Spoofed() {
+		t.Fatalf("spoofed: %v, %v", c.Spoofed(), err)
+	}
+	in := r.Context(ctx(t))
+	for name, call := range map[string]func() error{
+		"create":  func() error { return c.Create(in, process.CreateRequest{}) },
+		"start":   func() error { return c.Start(in) },
+		"pause":   func() error { return c.Pause(in) },
+		"resume":  func() error { return c.Resume(in) },
+		"signal":  func() error { return c.Signal(in, 15) },
+		"update":  func() error { return c.Update(in, &specs.LinuxResources{}) },
+		"stats":   func() error { _, err := c.Stats(in); return err },
+		"exec":    func() error { _, err := c.ExecSync(in, process.ExecSyncRequest{}); return err },
+		"attach":  func() error { return c.Attach(in, process.AttachRequest{}) },
+		"reopen":  func() error { return c.ReopenLog(in) },
+		"refresh": func() error { return c.Refresh(in) },
+		"wait":    func() error { _, err := c.Wait(in); return err },
+		"delete":  func() error { return c.Delete(in) },
+	} {
+		if err := call(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// Nobody takes it for a container.
+	if err := r.StopContainer(ctx(t), string(p.ID), 0); err != nil {
+		t.Error(err)
+	}
+	if _, err := r.ExecSync(ctx(t), string(p.ID), []string{"true"}, 0); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "pod's own") {
+		t.Errorf("exec in a pod: %v", err)
+	}
+	if got, err := r.Pod(ctx(t), string(p.ID)); err != nil || got.State != berth.PodReady {
+		t.Errorf("after all that: %+v, %v", got, err)
+	}
+	if _, err := r.Client().TaskService().Get(r.Context(ctx(t)), &tasks.GetRequest{ContainerID: string(p.ID)}); err == nil {
+		t.Error("the pod has a task")
 	}
 }
