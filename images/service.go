@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package images is the image service: CRI-O's ImageServer and moby's ImageService
+// over containerd's stores. Service joins what the packages below it own; the
+// logic is theirs. Each method's comment names the methods it stands for.
+package images
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+
+	"github.com/berthd/berth/images/pin"
+	"github.com/berthd/berth/images/store"
+)
+
+// Config says what a Service works on. Client and Namespace are required; the zero
+// value of everything else is what its comment says.
+type Config struct {
+	// Client is the connection to containerd; it stays the caller's.
+	Client *client.Client
+	// Namespace is containerd's: "k8s.io" is the kubelet's.
+	Namespace string
+	// Snapshotter unpacks images; empty is containerd's default.
+	Snapshotter string
+	// Platform tells which variant of an image is the one of this host; nil is
+	// what containerd takes for the host's.
+	Platform platforms.MatchComparer
+	// Pins are patterns of names that garbage collection must spare; see
+	// pin.Patterns.
+	Pins []string
+	// PauseImage is pinned besides; it may be empty.
+	PauseImage string
+	// Mounts is the directory below which images and containers are mounted;
+	// empty is /run/berth/images.
+	Mounts string
+	// Events is called for each event. It must not block; it may be nil.
+	Events func(Event)
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+}
+
+// Event says what happened to an image.
+type Event = store.Event
+
+// defaultMounts is on a file system that a reboot empties, as it does mounts.
+const defaultMounts = "/run/berth/images"
+
+func (c Config) validate() error {
+	var errs []error
+	if c.Client == nil {
+		errs = append(errs, errors.New("no client"))
+	}
+	if c.Namespace == "" {
+		errs = append(errs, errors.New("no namespace"))
+	}
+	if len(errs) > 0 {
+		return fmt.Errorf("image service: %w: %w", errors.Join(errs...), errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+func (c Config) withDefaults() Config {
+	if c.Snapshotter == "" {
+		c.Snapshotter = defaults.DefaultSnapshotter
+	}
+	if c.Platform == nil {
+		c.Platform = platforms.Default()
+	}
+	if c.Mounts == "" {
+		c.Mounts = defaultMounts
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c
+}
+
+// Service manages the images of one namespace. It holds nothing that must be
+// closed. Safe for concurrent use.
+type Service struct {
+	config Config // as given, with the defaults filled in
+	client *client.Client
+	store  *store.Store
+	pins   atomic.Pointer[pin.Patterns]
+
+	pruning sync.Mutex // held by the one prune at a time; see Prune
+}
+
+// New returns a service. It makes no request, so containerd need not be up.
+// Its class is ErrInvalidArgument if something required is missing. It is CRI-O's
+// GetImageService and moby's NewService.
+func New(c Config) (*Service, error) {
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	c = c.withDefaults()
+	s := &Service{config: c, client: c.Client}
+	s.setPins(c.Pins)
+	s.store = store.New(c.Client, store.Options{
+		Namespace: c.Namespace,
+		Platform:  c.Platform,
+		Pinned:    s.pinned,
+		Events:    c.Events,
+		Now:       c.Now,
+	})
+	return s, nil
+}
+
+// Store returns the records of the service's namespace, for what joins the service
+// with other parts. It is GetStore of the ImageServer.
+func (s *Service) Store() *store.Store { return s.store }
+
+// StorageDriver returns the name of the snapshotter that unpacks images. It is
+// StorageDriver of the ImageService.
+func (s *Service) StorageDriver() string { return s.config.Snapshotter }

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/berthd/berth/images/manifest"
+)
+
+// Labels that berth gives image records, so that a listing need not read two
+// blobs for each image. Others may move a record without touching its labels:
+// they hold only for the target that labelTarget names.
+const (
+	labelTarget   = "berth.io/image.target"
+	labelManifest = "berth.io/image.manifest"
+	labelConfig   = "berth.io/image.config"
+	labelPlatform = "berth.io/image.platform"
+	labelCreated  = "berth.io/image.created"
+	labelSize     = "berth.io/image.size"
+)
+
+// Facts are what a listing shows of an image: of the variant for this host, or if
+// there is none of the first that is here. What is not known is zero.
+type Facts struct {
+	Manifest digest.Digest // the variant's manifest
+	Config   digest.Digest // its configuration: the image's ID to CRI
+	Platform v1.Platform
+	Created  time.Time // as the image says
+	// Size is that of the manifest, the configuration and the layers as blobs,
+	// in bytes: what containerd's CRI plugin reports.
+	Size int64
+	// Foreign says that the variant is not for this host.
+	Foreign bool
+	// Err is why nothing is known; nil otherwise.
+	Err error
+}
+
+// readers is how many images are read at a time: each takes turns with containerd,
+// so that a few keep both sides busy.
+const readers = 8
+
+// Facts returns what is known of the targets of records. It reads what records do
+// not tell by themselves. That an image cannot be read is not an error of the
+// call, see Facts.Err.
+func (s *Store) Facts(ctx context.Context, records []images.Image) map[digest.Digest]Facts {
+	ctx = s.Context(ctx)
+	facts := map[digest.Digest]Facts{}
+	unknown := map[digest.Digest]images.Image{}
+	for _, img := range records {
+		if f, ok := s.recorded(img); ok {
+			facts[img.Target.Digest] = f
+			delete(unknown, img.Target.Digest)
+		} else if _, known := facts[img.Target.Digest]; !known {
+			unknown[img.Target.Digest] = img
+		}
+	}
+	var mu sync.Mutex // guards facts from here on
+	var wait sync.WaitGroup
+	turns := make(chan struct{}, readers)
+	for target, img := range unknown {
+		turns <- struct{}{}
+		wait.Go(func() {
+			defer func() { <-turns }()
+			f := s.read(ctx, img.Target)
+			mu.Lock()
+			defer mu.Unlock()
+			facts[target] = f
+		})
+	}
+	wait.Wait()
+	return facts
+}
+
+// Best returns the image's manifest for this host, else the first that is here. Its
+// class is ErrNotFound if nothing is.
+func (s *Store) Best(ctx context.Context, target v1.Descriptor) (*manifest.Manifest, error) {
+	return manifest.Best(s.Context(ctx), s.content, target, manifest.Prefer(s.options.Platform))
+}
+
+// Config returns the configuration of the image's variant that Best finds.
+func (s *Store) Config(ctx context.Context, img images.Image) (v1.Image, error) {
+	best, err := s.Best(ctx, img.Target)
+	if err != nil {
+		return v1.Image{}, err
+	}
+	return best.Config(s.Context(ctx))
+}
+
+func (s *Store) read(ctx context.Context, target v1.Descriptor) Facts {
+	best, err := s.Best(ctx, target)
+	if err != nil {
+		return Facts{Err: err}
+	}
+	config, err := best.Config(ctx)
+	if err != nil {
+		return Facts{Err: err}
+	}
+	id, errID := best.ConfigDigest(ctx)
+	size, errSize := best.Size(ctx)
+	platform, errPlatform := best.Platform(ctx)
+	if err := errors.Join(errID, errSize, errPlatform); err != nil {
+		return Facts{Err: err}
+	}
+	f := Facts{
+		Manifest: best.Descriptor().Digest, Config: id, Size: size,
+		Platform: platform, Foreign: !s.options.Platform.Match(platform),
+	}
+	if config.Created != nil {
+		f.Created = *config.Created
+	}
+	return f
+}
+
+// labels are the facts as a record of the target has them.
+func (f Facts) labels(target digest.Digest) map[string]string {
+	if f.Err != nil {
+		return nil
+	}
+	l := map[string]string{
+		labelTarget:   target.String(),
+		labelManifest: f.Manifest.String(),
+		labelConfig:   f.Config.String(),
+		labelPlatform: platforms.Format(f.Platform),
+		labelSize:     strconv.FormatInt(f.Size, 10),
+		labelCreated:  "",
+	}
+	if !f.Created.IsZero() {
+		l[labelCreated] = f.Created.UTC().Format(time.RFC3339Nano)
+	}
+	return l
+}
+
+// recorded returns the facts that a record tells. A record tells none if its labels
+// make no sense, or if what they are about is not for this host: another variant may
+// be here by now, or the store be for another platform than the one that wrote them.
+func (s *Store) recorded(img images.Image) (Facts, bool) {
+	l := img.Labels
+	if l[labelTarget] == "" || l[labelTarget] != img.Target.Digest.String() {
+		return Facts{}, false
+	}
+	var errs [5]error
+	f := Facts{}
+	f.Manifest, errs[0] = digest.Parse(l[labelManifest])
+	f.Config, errs[1] = digest.Parse(l[labelConfig])
+	f.Platform, errs[2] = platforms.Parse(l[labelPlatform])
+	f.Size, errs[3] = strconv.ParseInt(l[labelSize], 10, 64)
+	if text := l[labelCreated]; text != "" {
+		f.Created, errs[4] = time.Parse(time.RFC3339Nano, text)
+	}
+	return f, errors.Join(errs[:]...) == nil && s.options.Platform.Match(f.Platform)
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/berthd/berth/images/reference"
+)
+
+// What names of records that keep an image without a name begin with: berth's,
+// and moby's, which may work in the same namespace.
+const (
+	danglingPrefix     = "berth-dangling@"
+	mobyDanglingPrefix = "moby-dangling@"
+)
+
+// DanglingName is the name of the record that keeps an image which has no name.
+func DanglingName(target digest.Digest) string { return danglingPrefix + target.String() }
+
+// Kind says what the name of a record stands for.
+type Kind uint8
+
+// The kinds of records.
+const (
+	// KindTag is "registry/path:tag".
+	KindTag Kind = iota + 1
+	// KindDigest is "registry/path@digest".
+	KindDigest
+	// KindID is the digest of a configuration, as containerd's CRI plugin
+	// records it for the image's ID.
+	KindID
+	// KindDangling keeps an image that has no name.
+	KindDangling
+	// KindForeign is a name that cannot be that of an image in a registry: to
+	// containerd names are free text.
+	KindForeign
+)
+
+// User tells whether people know the image by such a name.
+func (k Kind) User() bool { return k == KindTag || k == KindDigest || k == KindForeign }
+
+// ParseName returns what the name of a record stands for. The reference is valid
+// for KindTag and KindDigest only.
+func ParseName(name string) (Kind, reference.Reference) {
+	if IsDangling(name) {
+		return KindDangling, reference.Reference{}
+	}
+	if d, err := digest.Parse(name); err == nil && d != "" {
+		return KindID, reference.Reference{}
+	}
+	ref, err := reference.Parse(name)
+	switch {
+	case err != nil || ref.Text() != name:
+		// A name that would be normalised to another is not found by people who
+		// type it, and means another image to all tools.
+		return KindForeign, reference.Reference{}
+	case ref.Digest() != "":
+		return KindDigest, ref
+	}
+	return KindTag, ref
+}
+
+// IsDangling tells whether a record's name is that of an image without a name,
+// as berth or moby writes it.
+func IsDangling(name string) bool {
+	for _, prefix := range []string{danglingPrefix, mobyDanglingPrefix} {
+		if rest, ok := strings.CutPrefix(name, prefix); ok {
+			_, err := digest.Parse(rest)
+			return err == nil
+		}
+	}
+	return false
+}
