@@ -18,6 +18,8 @@ import (
 	"github.com/containerd/platforms"
 
 	"github.com/berthd/berth/images/pin"
+	"github.com/berthd/berth/images/policy"
+	"github.com/berthd/berth/images/registry"
 	"github.com/berthd/berth/images/store"
 )
 
@@ -38,6 +40,19 @@ type Config struct {
 	Pins []string
 	// PauseImage is pinned besides; it may be empty.
 	PauseImage string
+	// Registry reaches registries; nil is one with the system's configuration,
+	// which New reads then.
+	Registry *registry.Registry
+	// Policy says where the signature policies are; they are read for each
+	// verification.
+	Policy policy.Config
+	// DecryptionKeys is a directory of private keys, each of whose files is tried
+	// on encrypted layers; empty, or missing, means no keys.
+	DecryptionKeys string
+	// MaxDownloads and MaxUploads are how many blobs are transferred at a time,
+	// by all pulls and by all pushes; 0 is DefaultMaxDownloads and
+	// DefaultMaxUploads. UpdateConfig changes them.
+	MaxDownloads, MaxUploads int
 	// Mounts is the directory below which images and containers are mounted;
 	// empty is /run/berth/images.
 	Mounts string
@@ -50,6 +65,14 @@ type Config struct {
 // Event says what happened to an image.
 type Event = store.Event
 
+// How many blobs are transferred at a time unless the configuration says: what
+// moby has. More of them do not fill a line better, and registries answer many at
+// once with 429.
+const (
+	DefaultMaxDownloads = 3
+	DefaultMaxUploads   = 5
+)
+
 // defaultMounts is on a file system that a reboot empties, as it does mounts.
 const defaultMounts = "/run/berth/images"
 
@@ -60,6 +83,9 @@ func (c Config) validate() error {
 	}
 	if c.Namespace == "" {
 		errs = append(errs, errors.New("no namespace"))
+	}
+	if c.MaxDownloads < 0 || c.MaxUploads < 0 {
+		errs = append(errs, errors.New("a negative number of transfers"))
 	}
 	if len(errs) > 0 {
 		return fmt.Errorf("image service: %w: %w", errors.Join(errs...), errdefs.ErrInvalidArgument)
@@ -74,6 +100,12 @@ func (c Config) withDefaults() Config {
 	if c.Platform == nil {
 		c.Platform = platforms.Default()
 	}
+	if c.MaxDownloads == 0 {
+		c.MaxDownloads = DefaultMaxDownloads
+	}
+	if c.MaxUploads == 0 {
+		c.MaxUploads = DefaultMaxUploads
+	}
 	if c.Mounts == "" {
 		c.Mounts = defaultMounts
 	}
@@ -86,10 +118,11 @@ func (c Config) withDefaults() Config {
 // Service manages the images of one namespace. It holds nothing that must be
 // closed. Safe for concurrent use.
 type Service struct {
-	config Config // as given, with the defaults filled in
-	client *client.Client
-	store  *store.Store
-	pins   atomic.Pointer[pin.Patterns]
+	config   Config // as given, with the defaults filled in
+	client   *client.Client
+	store    *store.Store
+	registry *registry.Registry
+	pins     atomic.Pointer[pin.Patterns]
 
 	pruning sync.Mutex // held by the one prune at a time; see Prune
 }
@@ -102,7 +135,13 @@ func New(c Config) (*Service, error) {
 		return nil, err
 	}
 	c = c.withDefaults()
-	s := &Service{config: c, client: c.Client}
+	if c.Registry == nil {
+		var err error
+		if c.Registry, err = registry.New(registry.Config{}); err != nil {
+			return nil, fmt.Errorf("image service: %w", err)
+		}
+	}
+	s := &Service{config: c, client: c.Client, registry: c.Registry}
 	s.setPins(c.Pins)
 	s.store = store.New(c.Client, store.Options{
 		Namespace: c.Namespace,
