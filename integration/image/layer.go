@@ -26,6 +26,10 @@ const (
 	Zstd  Format = v1.MediaTypeImageLayerZstd
 )
 
+// foreignGzip is what a layer is that may not be distributed. The specification has
+// given it up; images with it are still met.
+const foreignGzip = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+
 // Layer is a layer of a Variant.
 type Layer struct {
 	desc v1.Descriptor
@@ -79,7 +83,7 @@ func ForeignLayer(files ...File) (Layer, error) {
 		return Layer{}, err
 	}
 	layer.data = nil
-	layer.desc.MediaType = v1.MediaTypeImageLayerNonDistributableGzip //nolint:staticcheck // deprecated, and still met
+	layer.desc.MediaType = foreignGzip
 	layer.desc.URLs = []string{"http://127.0.0.1:1/layer"}
 	return layer, nil
 }

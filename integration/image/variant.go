@@ -65,9 +65,9 @@ func typesOf(docker bool) mediaTypes {
 
 // dockerLayers are Docker's names of the layers' media types.
 var dockerLayers = map[string]string{
-	v1.MediaTypeImageLayer:                     images.MediaTypeDockerSchema2Layer,
-	v1.MediaTypeImageLayerGzip:                 images.MediaTypeDockerSchema2LayerGzip,
-	v1.MediaTypeImageLayerNonDistributableGzip: images.MediaTypeDockerSchema2LayerForeignGzip, //nolint:staticcheck // deprecated, and still met
+	v1.MediaTypeImageLayer:     images.MediaTypeDockerSchema2Layer,
+	v1.MediaTypeImageLayerGzip: images.MediaTypeDockerSchema2LayerGzip,
+	foreignGzip:                images.MediaTypeDockerSchema2LayerForeignGzip,
 }
 
 // variant adds a variant's blobs and describes its manifests.
