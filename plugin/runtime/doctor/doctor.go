@@ -64,7 +64,7 @@ const patience = 10 * time.Second
 func (d *Doctor) Examine(ctx context.Context) []Check {
 	var all []Check
 	for _, part := range []func(context.Context) []Check{
-		d.kernel, d.cgroups, d.security, d.containerd, d.cri, d.programs, d.cni, d.configuration,
+		d.kernel, d.cgroups, d.security, d.containerd, d.cri, d.verifier, d.programs, d.cni, d.configuration,
 	} {
 		ctx, cancel := context.WithTimeout(ctx, patience)
 		all = append(all, part(ctx)...)

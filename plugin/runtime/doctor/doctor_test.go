@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/pelletier/go-toml/v2"
+
 	"github.com/berthd/berth/integration/host"
 )
 
@@ -51,7 +54,13 @@ func TestMachine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	verifiers := t.TempDir()
+	if err := os.Symlink(host.Build("bin/berth-verify"), filepath.Join(verifiers, "berth-verify")); err != nil {
+		t.Fatal(err)
+	}
 	d := host.Run(t, host.Options{CRI: true, TOML: `
+[plugins.'io.containerd.image-verifier.v1.bindir']
+  bin_dir = "` + verifiers + `"
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.berth]
   runtime_type = "io.containerd.berth.v1"
   sandboxer = "shim"
@@ -63,11 +72,14 @@ func TestMachine(t *testing.T) {
 	got := examine(t, &Doctor{Client: d.Client(), ConfDir: conf, BinDirs: []string{host.Deps("cni")}})
 	expect(t, got, map[string]Status{
 		"kernel": OK, "pidfd": OK, "overlayfs": OK, "cgroups": OK, "cgroup memory": OK, "cgroup pids": OK, "CAP_SYS_ADMIN": OK, "seccomp": OK,
-		"containerd": OK, "restore of checkpoints": OK, "sandbox controller": OK, "snapshotter": OK, "diff service": OK, "shim": OK,
+		"containerd": OK, "image verifier": OK, "verified CRI pulls": OK, "restore of checkpoints": OK, "sandbox controller": OK, "snapshotter": OK, "diff service": OK, "shim": OK,
 		"CRI handler": OK, "pods without pause": OK, "runc": OK, "crun": OK, "CRIU": OK, "CNI configuration": OK, "CNI plugins": OK, "runtime handlers": OK,
 	})
 	if found := got["CRI handler"].Found; !strings.Contains(found, "berth, dropin") {
 		t.Errorf("handlers: %s", found)
+	}
+	if found := got["image verifier"].Found; !strings.Contains(found, verifiers) || !strings.Contains(found, "--local") {
+		t.Errorf("image verifier: %s", found)
 	}
 	if found := got["CNI plugins"].Found; found != "bridge, host-local" {
 		t.Errorf("plugins: %s", found)
@@ -77,7 +89,11 @@ func TestMachine(t *testing.T) {
 // A containerd that knows nothing of berth, in a PATH without programs.
 func TestStranger(t *testing.T) {
 	empty := t.TempDir()
-	d := host.Run(t, host.Options{CRI: true, Path: []string{empty}})
+	d := host.Run(t, host.Options{CRI: true, Path: []string{empty}, TOML: `
+[plugins.'io.containerd.cri.v1.images']
+  discard_unpacked_layers = true
+  max_concurrent_downloads = 5
+`})
 	file := filepath.Join(empty, "berth.toml")
 	if err := os.WriteFile(file, []byte("[runtime]\nx = 1"), 0o600); err != nil {
 		t.Fatal(err)
@@ -88,9 +104,13 @@ func TestStranger(t *testing.T) {
 	}
 	doctor := &Doctor{Client: d.Client(), ConfDir: conf, BinDirs: []string{empty}, Path: empty, Handlers: file}
 	want := map[string]Status{
-		"containerd": OK, "CRI handler": Warn, "runc": Missing, "crun": Warn, "CRIU": Warn, "CNI configuration": Warn, "runtime handlers": Missing,
+		"containerd": OK, "image verifier": Warn, "verified CRI pulls": Warn, "CRI handler": Warn, "runc": Missing, "crun": Warn, "CRIU": Warn, "CNI configuration": Warn, "runtime handlers": Missing,
 	}
-	expect(t, examine(t, doctor), want)
+	stranger := examine(t, doctor)
+	expect(t, stranger, want)
+	if found := stranger["verified CRI pulls"].Found; !strings.HasSuffix(found, ": discard_unpacked_layers = true, max_concurrent_downloads = 5") {
+		t.Errorf("CRI pulls: %s", found)
+	}
 	if err := os.WriteFile(filepath.Join(conf, "1.conflist"), []byte(`{"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "bridge", "ipam": {"type": "host-local"}}, {"type": "portmap"}]}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +124,7 @@ func TestStranger(t *testing.T) {
 }
 
 func TestNoContainerd(t *testing.T) {
-	expect(t, examine(t, &Doctor{}), map[string]Status{"containerd": Missing, "CRI handler": Warn})
+	expect(t, examine(t, &Doctor{}), map[string]Status{"containerd": Missing, "CRI handler": Warn, "image verifier": Warn})
 }
 
 // Machines that this one is not.
@@ -151,6 +171,73 @@ func TestMachines(t *testing.T) {
 				t.Errorf("cgroups: %s", got["cgroups"].Found)
 			}
 		})
+	}
+}
+
+func TestLocalPulls(t *testing.T) {
+	for name, c := range map[string]struct {
+		options string
+		want    []string
+	}{
+		"defaults":  {"use_local_image_pull = false\ndisable_snapshot_annotations = true\nmax_concurrent_downloads = 3", nil},
+		"old":       {"", []string{"this containerd's CRI plugin always does"}},
+		"asked for": {"use_local_image_pull = true", []string{"use_local_image_pull = true"}},
+		"registry": {
+			"use_local_image_pull = false\nimage_pull_with_sync_fs = true\ndisable_snapshot_annotations = false\n[registry.mirrors.x]\n[registry.auths.x]\n[registry.configs.x]",
+			[]string{"disable_snapshot_annotations = false", "image_pull_with_sync_fs = true", "registry.mirrors", "registry.configs", "registry.auths"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var pulls criPulls
+			if err := toml.Unmarshal([]byte(c.options), &pulls); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(c.want, pulls.local()); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestVerifierIn(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := verifierIn(dir+"/none", 10); err == nil {
+		t.Error("found in no folder")
+	}
+	if _, err := verifierIn(dir, 10); err == nil {
+		t.Error("found in an empty folder")
+	}
+	for name, mode := range map[string]os.FileMode{"another": 0o755, "berth-verify.sh": 0o644} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := verifierIn(dir, 10); err == nil {
+		t.Error("found though it cannot be executed")
+	}
+	if err := os.Chmod(filepath.Join(dir, "berth-verify.sh"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := verifierIn(dir, 1); err == nil {
+		t.Error("found though it is one too many")
+	}
+	for _, limit := range []int{2, -1} {
+		if got, err := verifierIn(dir, limit); err != nil || got != filepath.Join(dir, "berth-verify.sh") {
+			t.Errorf("limit %d: %s, %v", limit, got, err)
+		}
+	}
+}
+
+func TestConfigFlag(t *testing.T) {
+	for _, c := range []struct{ line, want string }{
+		{"containerd", ""},
+		{"containerd -c a.toml", "-c a.toml"},
+		{"containerd --log-level debug --config=a.toml", "--config=a.toml"},
+		{"containerd -config", ""},
+	} {
+		if got := strings.Join(configFlag(strings.Fields(c.line)), " "); got != c.want {
+			t.Errorf("%s: %q", c.line, got)
+		}
 	}
 }
 
