@@ -24,6 +24,7 @@ import (
 
 	"github.com/berthd/berth/integration/host"
 	made "github.com/berthd/berth/integration/image"
+	"github.com/berthd/berth/integration/registry"
 )
 
 // foreignTime is how long an image that was asked for may run before it is
@@ -57,22 +58,22 @@ func (d *demo) introduce(ctx context.Context) error {
 // runOwn shows the images made here on their way through a registry, and runs
 // them.
 func (d *demo) runOwn(ctx context.Context) error {
-	r, err := startRegistry(ctx, d.daemon.Dir)
+	r, err := registry.Start(ctx, registry.Options{Dir: d.daemon.Dir})
 	if err != nil {
 		return err
 	}
-	defer r.close()
-	shell, err := made.Busybox(r.address+"/demo/busybox:1", "/bin/busybox")
+	defer r.Close()
+	shell, err := made.Busybox(r.Address+"/demo/busybox:1", "/bin/busybox")
 	if err != nil {
 		return err
 	}
-	web, err := made.Single(r.address+"/demo/web:1", host.Deps("images/web"), "web", v1.ImageConfig{})
+	web, err := made.Single(r.Address+"/demo/web:1", host.Deps("images/web"), "web", v1.ImageConfig{})
 	if err != nil {
 		return err
 	}
 	heading("Pushing to a registry on loopback")
 	for _, img := range []*made.Image{shell, web} {
-		if err := r.push(ctx, img); err != nil {
+		if err := r.Push(ctx, img.Ref, img.Manifest(), img); err != nil {
 			return err
 		}
 		fmt.Printf("  %-34s %s\n", img.Ref, short(img.Manifest().Digest.String()))
