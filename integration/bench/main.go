@@ -3,7 +3,7 @@
 // Command bench measures a shim beside containerd's own: one program, one run,
 // one private containerd, the two in turn, so that what else the machine does
 // falls on both alike. Pods are measured in a second containerd, one with the CRI
-// plugin. It prints a table of medians and their ratios and writes the same as
+// plugin; the command line for images beside ctr's and podman's. It prints a table of medians and their ratios and writes the same as
 // JSON.
 //
 // It needs root and what `make deps build` leaves behind.
@@ -44,9 +44,11 @@ type settings struct {
 	outputs int   // repetitions of each output figure
 	bytes   int64 // written per repetition
 	line    int   // bytes per line, newline included
+
+	pulls int // repetitions of each pull
 }
 
-var parts = []string{"latency", "memory", "output", "pods"}
+var parts = []string{"latency", "memory", "output", "pods", "images"}
 
 func main() {
 	s, err := parse(os.Args[1:])
@@ -86,6 +88,7 @@ func parse(args []string) (*settings, error) {
 	f.IntVar(&s.outputs, "outputs", 5, "repetitions of each output figure")
 	f.Int64Var(&s.bytes, "bytes", 200e6, "bytes written per repetition")
 	f.IntVar(&s.line, "line", 100, "bytes per line written")
+	f.IntVar(&s.pulls, "pulls", 8, "pulls of an image by each program")
 	if err := f.Parse(args); err != nil {
 		return nil, err
 	}
@@ -113,8 +116,8 @@ func parse(args []string) (*settings, error) {
 	if s.a.Label == s.b.Label {
 		s.b.Label += "'"
 	}
-	if s.line < 2 || s.bytes < int64(s.line) || s.rounds < 1 || s.outputs < 1 || s.idle < 1 || s.pods < 1 {
-		return nil, errors.New("-line, -bytes, -rounds, -outputs, -idle and -pods must be positive, -bytes at least one line")
+	if s.line < 2 || s.bytes < int64(s.line) || s.rounds < 1 || s.outputs < 1 || s.idle < 1 || s.pods < 1 || s.pulls < 1 {
+		return nil, errors.New("-line, -bytes, -rounds, -outputs, -idle, -pods and -pulls must be positive, -bytes at least one line")
 	}
 	return s, nil
 }
@@ -137,6 +140,9 @@ func shorten(s *settings, given map[string]bool) {
 	}
 	if !given["outputs"] {
 		s.outputs = 2
+	}
+	if !given["pulls"] {
+		s.pulls = 2
 	}
 }
 
@@ -196,6 +202,8 @@ func (b *bench) measure(ctx context.Context) error {
 			err = b.output(ctx)
 		case "pods":
 			err = b.pods(ctx)
+		case "images":
+			err = b.images(ctx)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", part, err)

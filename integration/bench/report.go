@@ -36,7 +36,7 @@ type row struct {
 	Unit   string              `json:"unit"`
 	Values map[string]*summary `json:"values"`          // by runtime or peer
 	Ratio  float64             `json:"ratio,omitempty"` // of the medians, B's to A's or the peer's
-	Goal   string              `json:"goal,omitempty"`  // bound of the ratio
+	Goal   string              `json:"goal,omitempty"`  // bound of the ratio, or of B's median
 	Met    *bool               `json:"met,omitempty"`
 }
 
@@ -58,6 +58,7 @@ type figure struct {
 	name, unit string
 	atMost     float64 // goal for the ratio, 0 for none
 	atLeast    float64
+	below      float64 // goal for B's median itself
 }
 
 // figures are what is known of the parts whose names begin so. The goals are
@@ -97,6 +98,13 @@ var figures = map[string][]figure{
 		{name: "RunPodSandbox", unit: "ms", atMost: 0.35},
 		{name: "pod start", unit: "ms", atMost: 0.60}, // CRI-O's is 0.47
 	},
+	"images": {
+		{name: "pull and unpack (ctr)", unit: "ms", atMost: 1},
+		{name: "pull and unpack (local)", unit: "ms", atMost: 1},
+		{name: "pull and unpack (podman)", unit: "ms", atMost: 0.5},
+		{name: "ls of 1,000 (ctr)", unit: "ms", below: 50},
+		{name: "ls of 1,000 (podman)", unit: "ms"},
+	},
 	"pod of one, fresh":   podMemory(0),
 	"pod of one, after":   podMemory(0.35),
 	"pod of three, fresh": podMemory(0),
@@ -118,6 +126,8 @@ func (f *figure) goal() string {
 		return fmt.Sprintf("<= %.2f", f.atMost)
 	case f.atLeast > 0:
 		return fmt.Sprintf(">= %.2f", f.atLeast)
+	case f.below > 0:
+		return fmt.Sprintf("< %.0f %s", f.below, f.unit)
 	}
 	return ""
 }
@@ -178,7 +188,7 @@ func (r *report) conclude() {
 		w.Ratio = b.Median / a.Median
 		f := known(w.Part, w.Name)
 		if w.Goal = f.goal(); w.Goal != "" {
-			met := (f.atMost == 0 || w.Ratio <= f.atMost) && w.Ratio >= f.atLeast
+			met := (f.atMost == 0 || w.Ratio <= f.atMost) && w.Ratio >= f.atLeast && (f.below == 0 || b.Median < f.below)
 			w.Met = &met
 		}
 	}
@@ -186,8 +196,10 @@ func (r *report) conclude() {
 
 // base is whom the row's B is compared with.
 func (r *report) base(w *row) string {
-	if w.Values[conmonLabel] != nil {
-		return conmonLabel
+	for _, peer := range []string{conmonLabel, ctrLabel, localLabel, podmanLabel} {
+		if w.Values[peer] != nil {
+			return peer
+		}
 	}
 	return r.A
 }
