@@ -17,6 +17,7 @@ import (
 
 	"github.com/berthd/berth/shim/fault"
 	"github.com/berthd/berth/shim/options"
+	"github.com/berthd/berth/shim/plan"
 	"github.com/berthd/berth/shim/runc"
 	"github.com/berthd/berth/shim/sandbox"
 )
@@ -136,6 +137,8 @@ func (h *Host) Run(inv *Invocation) error {
 		return h.update(inv)
 	case runc.VerbOptions:
 		return h.options(inv)
+	case plan.VerbExit:
+		return exitCommand(inv)
 	case sandbox.VerbMake:
 		return h.makePod(inv)
 	}

@@ -33,7 +33,7 @@ func launch(inv *Invocation, p *plan.Plan) (err error) {
 	if err := coreScheduling(); err != nil {
 		return err
 	}
-	if err := raiseOOMScore(); err != nil {
+	if p.OOMScore, err = raiseOOMScore(); err != nil {
 		inv.note("debug", "OOM score: %v", err)
 	}
 	file, err := writePlan(p)
@@ -125,17 +125,17 @@ const maxOOMScore = 1000
 
 // raiseOOMScore makes the kernel prefer the shim to containerd, our parent, when
 // it has to kill one. This process sets its own, which the resident inherits.
-func raiseOOMScore() error {
+// It returns containerd's.
+func raiseOOMScore() (int32, error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(os.Getppid()) + "/oom_score_adj")
 	if err != nil {
-		return err
+		return 0, err
 	}
-	score, err := strconv.Atoi(string(bytes.TrimSpace(b)))
+	score, err := strconv.ParseInt(string(bytes.TrimSpace(b)), 10, 32)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	score = min(score+1, maxOOMScore)
-	return os.WriteFile("/proc/self/oom_score_adj", strconv.AppendInt(nil, int64(score), 10), 0)
+	return int32(score), os.WriteFile(ownOOMScore, strconv.AppendInt(nil, min(score+1, maxOOMScore), 10), 0)
 }
 
 // joinCgroups puts the resident into the cgroups that the options ask for.

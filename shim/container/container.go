@@ -69,6 +69,7 @@ type Container struct {
 
 	checkpointing bool // a checkpoint is in progress
 	left          bool // init was ended by one, as its caller wished
+	recorded      bool // the exit files are written
 }
 
 // New returns a container that Create will make. connected tells whether

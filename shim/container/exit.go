@@ -109,20 +109,35 @@ func (c *Container) outOfMemory() {
 	c.leave(plan.OOMFile, "", c.h.Plan.Bundle, c.h.Plan.Work)
 }
 
-// record writes the exit file when all output is safe: whoever sees the file
-// can rely on a complete log.
+// record writes the exit files when all output is safe: whoever sees one can rely on
+// a complete log. After that the exit command is executed.
 func (c *Container) record() {
-	code := strconv.Itoa(c.init.exit.Code)
 	if c.init.streams == nil {
-		c.leave(plan.ExitFile, code, c.h.Plan.Bundle, c.h.Plan.Work)
+		c.recordNow(true)
 		return
 	}
 	// Without a limit: a reader that comes late still gets everything first.
-	c.init.streams.Drained(0, func(complete bool) {
-		if complete {
-			c.leave(plan.ExitFile, code, c.h.Plan.Bundle, c.h.Plan.Work)
-		}
-	})
+	c.init.streams.Drained(0, c.recordNow)
+}
+
+func (c *Container) recordNow(complete bool) {
+	p := c.h.Plan
+	if complete {
+		code := strconv.Itoa(c.init.exit.Code)
+		c.leave(plan.ExitFile, code, p.Bundle, p.Work)
+		c.leave(p.ID, code, p.ExitDir)
+	}
+	c.recorded = true
+	if len(p.ExitCommand) == 0 {
+		return
+	}
+	_, err := c.h.Children.Spawn(&process.Command{
+		Path: p.Binary, Args: []string{p.Binary, "-namespace", p.Namespace, "-id", p.ID, "-bundle", p.Bundle, plan.VerbExit},
+		Env: c.h.Runtime.Env, Dir: p.Bundle, Files: []int{-1, -1, -1}, Group: true,
+	}, func(process.Exit) {}) // it may live longer than this process
+	if err != nil {
+		c.h.Logf("exit command: " + err.Error())
+	}
 }
 
 // leave writes a small file, whole or not at all, into each of dirs, for those

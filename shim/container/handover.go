@@ -20,6 +20,7 @@ const (
 	fieldMounted
 	fieldInitEnded
 	fieldClosing
+	fieldRecorded
 )
 
 // A process within it.
@@ -67,7 +68,8 @@ func (c *Container) Snapshot(b []byte, keep func(fd int)) []byte {
 	b = wire.AppendString(b, fieldCheckpoint, c.checkpoint)
 	b = wire.AppendBool(b, fieldMounted, c.mounted)
 	b = wire.AppendBool(b, fieldInitEnded, c.initEnded)
-	return wire.AppendBool(b, fieldClosing, c.closing)
+	b = wire.AppendBool(b, fieldClosing, c.closing)
+	return wire.AppendBool(b, fieldRecorded, c.recorded)
 }
 
 func (p *Process) snapshot(b []byte, keep func(fd int)) []byte {
@@ -117,6 +119,8 @@ func Restore(h Host, connected bool, b []byte) (*Container, error) {
 			f.Bool(&c.initEnded)
 		case fieldClosing:
 			f.Bool(&c.closing)
+		case fieldRecorded:
+			f.Bool(&c.recorded)
 		}
 		if err != nil {
 			return nil, err
@@ -125,7 +129,7 @@ func Restore(h Host, connected bool, b []byte) (*Container, error) {
 	if c.group != nil && !c.initEnded {
 		c.watchOOM()
 	}
-	if c.state == Stopped {
+	if c.state == Stopped && !c.recorded {
 		c.record() // what it waits for is not part of the streams' state
 	}
 	c.settle() // what the old program waited for may be told by now

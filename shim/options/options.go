@@ -83,6 +83,14 @@ type Options struct {
 	LogTag           string   `toml:"log_tag"`             // journald
 	LogAllowedDirs   []string `toml:"log_allowed_dirs"`    // where rotated logs may be; none: anywhere
 	NoSyncLog        bool     `toml:"no_sync_log"`         // no fsync of logs at exit
+
+	// ExitDir gets a file for each container that has ended, called as its ID, with
+	// its exit code in decimal. Whoever names the directory clears it.
+	ExitDir string `toml:"exit_dir"`
+	// ExitCommand is executed, with its arguments, when a container has ended and
+	// its output is safe, ExitDelay after that.
+	ExitCommand []string `toml:"exit_command"`
+	ExitDelay   Duration `toml:"exit_delay"`
 }
 
 const (
@@ -118,7 +126,7 @@ func (o *Options) Validate() error {
 		fail("runtime", "empty")
 	}
 	for key, path := range map[string]string{
-		"root": o.Root, "criu_image_path": o.CriuImagePath, "criu_work_path": o.CriuWorkPath,
+		"root": o.Root, "exit_dir": o.ExitDir, "criu_image_path": o.CriuImagePath, "criu_work_path": o.CriuWorkPath,
 	} {
 		if path != "" && !filepath.IsAbs(path) {
 			fail(key, "%q is not an absolute path", path)
@@ -166,6 +174,12 @@ func (o *Options) Validate() error {
 		if !filepath.IsAbs(dir) {
 			fail("log_allowed_dirs", "%q is not an absolute path", dir)
 		}
+	}
+	if len(o.ExitCommand) > 0 && !filepath.IsAbs(o.ExitCommand[0]) {
+		fail("exit_command", "%q is not an absolute path", o.ExitCommand[0])
+	}
+	if o.ExitDelay.Duration < 0 {
+		fail("exit_delay", "%s is negative", o.ExitDelay)
 	}
 	if len(faults) == 0 {
 		return nil
@@ -221,4 +235,5 @@ func (o *Options) Apply(p *plan.Plan) {
 	p.LogSizeMaxBytes, p.LogMaxFiles, p.LogGlobalMaxBytes = int64(o.LogSizeMax), o.LogMaxFiles, int64(o.LogGlobalSizeMax)
 	p.LogLabels, p.LogTag = o.LogLabels, o.LogTag
 	p.LogAllowedDirs, p.LogNoSync = o.LogAllowedDirs, o.NoSyncLog
+	p.ExitDir, p.ExitCommand, p.ExitDelay = o.ExitDir, o.ExitCommand, int64(o.ExitDelay.Duration)
 }

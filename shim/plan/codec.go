@@ -68,6 +68,11 @@ func (p *Plan) fields(c codec) {
 	c.text(75, &p.LogTag)
 	c.list(76, &p.LogAllowedDirs)
 	c.flag(77, &p.LogNoSync)
+
+	c.text(80, &p.ExitDir)
+	c.list(81, &p.ExitCommand)
+	number(c, 82, &p.ExitDelay)
+	number(c, 83, &p.OOMScore)
 }
 
 // codec is one direction of the encoding. Paths are bytes on Linux: texts are

@@ -27,6 +27,9 @@ const (
 	// EndFile holds "<code> <unix nanoseconds> <pid>" as soon as init has ended,
 	// for `delete` after the shim's death.
 	EndFile = "berth.end"
+	// VerbExit is the command of the shim's own program that waits, and becomes the
+	// exit command.
+	VerbExit = "exit-command"
 	// OOMFile marks a container that the kernel killed for its memory.
 	OOMFile = "oom"
 )
@@ -108,4 +111,10 @@ type Plan struct {
 	LogTag            string
 	LogAllowedDirs    []string
 	LogNoSync         bool
+
+	// What is left of a container that has ended.
+	ExitDir     string   // the exit file goes there too, under the container's ID
+	ExitCommand []string // with arguments; executed when everything else is done
+	ExitDelay   int64    // nanoseconds, before the command
+	OOMScore    int32    // that of the shim's starter, which the command gets
 }

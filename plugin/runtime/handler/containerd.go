@@ -37,12 +37,14 @@ type settings struct {
 	NoSyncLog       bool     `toml:"no_sync_log,omitempty"`
 	MonitorCgroup   string   `toml:"monitor_cgroup,omitempty"`
 	MonitorEnv      []string `toml:"monitor_env,omitempty"`
+	ExitDir         string   `toml:"exit_dir,omitempty"`
 }
 
 // Runtime returns how containerd runs a container of a platform ("" for the
 // machine's) with this handler. What the handler does not set is left to the
-// host's shim.toml, the runtime's path too if it is the default's name.
-func (h *Handler) Runtime(platform string) (*Runtime, error) {
+// host's shim.toml, the runtime's path too if it is the default's name. exitDir, which
+// may be empty, is where berth's shim leaves exit codes; others do not know of it.
+func (h *Handler) Runtime(platform, exitDir string) (*Runtime, error) {
 	path, err := h.PlatformPath(platform)
 	if err != nil {
 		return nil, err
@@ -57,6 +59,7 @@ func (h *Handler) Runtime(platform string) (*Runtime, error) {
 	s := settings{
 		Runtime: path, Root: h.Root, SystemdCgroup: h.SystemdCgroup, MinMemory: int64(h.MinMemory),
 		ExecCPUAffinity: h.ExecCPUAffinity, NoSyncLog: h.NoSyncLog, MonitorCgroup: h.MonitorCgroup, MonitorEnv: h.MonitorEnv,
+		ExitDir: exitDir,
 	}
 	if path == defaultHandler {
 		s.Runtime = ""
@@ -96,7 +99,7 @@ const checkpointAnnotation = "org.opencontainers.runc.checkpoint.enabled"
 // Features asks the handler's runtime through containerd. A runtime that cannot
 // tell has none, and the error says why; callers may go on with them.
 func (h *Handler) Features(ctx context.Context, c informer) (Features, error) {
-	r, err := h.Runtime("")
+	r, err := h.Runtime("", "")
 	if err != nil {
 		return Features{}, err
 	}

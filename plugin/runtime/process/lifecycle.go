@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	tasks "github.com/containerd/containerd/api/services/tasks/v1"
@@ -68,6 +69,9 @@ func (c *Container) Create(ctx context.Context, r CreateRequest) (err error) {
 	defer c.end()
 	if err := c.Living(); err == nil {
 		return fmt.Errorf("create container %s: its process lives: %w", c.ID, errdefs.ErrAlreadyExists)
+	}
+	if c.ExitDir != "" {
+		_ = os.Remove(filepath.Join(c.ExitDir, c.ID)) // an earlier one's of that ID
 	}
 	_, missing := os.Stat(c.Metadata.Settings.LogPath)
 	limited, cancel := context.WithTimeout(ctx, r.timeout())

@@ -85,6 +85,8 @@ type Config struct {
 	Metadata labels.Metadata
 	// Dir is the container's persistent directory; state.json is kept there.
 	Dir string
+	// ExitDir is where shims leave exit codes, by ID; empty: nowhere.
+	ExitDir string
 	// Spec is the specification that the container was made with; nil: not known,
 	// then there are no execs.
 	Spec *specs.Spec

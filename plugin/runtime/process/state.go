@@ -40,6 +40,9 @@ type State struct {
 	ExitCode      *int32 `json:"exitCode,omitempty"`
 	OOMKilled     bool   `json:"oomKilled,omitempty"`
 	SeccompKilled bool   `json:"seccompKilled,omitempty"`
+	// Unwatched: the shim has died and the process lives. Nobody writes its log, lets
+	// clients attach or will see its exit code.
+	Unwatched bool `json:"unwatched,omitempty"`
 	// Error says why the container could not be started or was ended by berth.
 	Error string `json:"error,omitempty"`
 

@@ -59,7 +59,7 @@ func (c *Container) Refresh(ctx context.Context) error {
 // same compares what refresh changes.
 func (s *State) same(o *State) bool {
 	return s.Status == o.Status && s.InitPid == o.InitPid && s.Finished.Equal(o.Finished) && s.Bundle == o.Bundle &&
-		(s.ExitCode == nil) == (o.ExitCode == nil) && s.OOMKilled == o.OOMKilled
+		(s.ExitCode == nil) == (o.ExitCode == nil) && s.OOMKilled == o.OOMKilled && s.Unwatched == o.Unwatched
 }
 
 // refresh is Refresh within an operation, in memory.
@@ -83,6 +83,9 @@ func (c *Container) refresh(ctx context.Context) error {
 	case err == nil && living == nil:
 		c.findBundle()
 		c.observe(answer.Process)
+		c.watched(ctx)
+	case errdefs.IsNotFound(err) && living == nil: // containerd has given it up
+		c.watched(ctx)
 	case err == nil || living != nil && now.InitPid > 0:
 		// Its end is on the way, or it is gone with its shim.
 		c.lookForEnd(ctx)
@@ -145,6 +148,23 @@ func (c *Container) findBundle() {
 	}
 }
 
+// watched looks whether the shim still is the parent of the process, and notes and
+// tells if it has died.
+func (c *Container) watched(ctx context.Context) {
+	s := c.StateNoLock()
+	if s.Unwatched || s.Bundle == "" {
+		return
+	}
+	if _, err := control.Bundle(s.InitPid, c.ID); !errdefs.IsNotFound(err) || c.Living() != nil {
+		return
+	}
+	c.change(func(s *State) { s.Unwatched = true })
+	c.logger(ctx).WithField("pid", s.InitPid).Warn(Unwatched)
+}
+
+// Unwatched says what the field of State means.
+const Unwatched = "its shim has died: it goes on without log, attach and exit code"
+
 // noteOOM looks for the mark of a kill by the kernel. It is there before the end
 // is told.
 func (c *Container) noteOOM() {
@@ -189,10 +209,15 @@ func (c *Container) lookForEnd(ctx context.Context) {
 }
 
 // readExit reads the exit file that a shim leaves, and waits for it while there is
-// a place where it could appear.
+// a bundle, where it could appear.
 func (c *Container) readExit(ctx context.Context) (code uint32, at time.Time, found bool) {
 	pause := exitPause
 	for range exitTries {
+		if c.ExitDir != "" {
+			if code, at, found = parseExit(filepath.Join(c.ExitDir, c.ID)); found {
+				return code, at, true
+			}
+		}
 		hope := false
 		for _, dir := range c.traces() {
 			path := filepath.Join(dir, exitFile)
