@@ -46,7 +46,7 @@ type Event struct {
 // That the image cannot be read (any more) is no error: there are fewer
 // attributes then. A caller that removes an image reads its labels before with
 // Labels and passes them.
-func (s *Store) Emit(ctx context.Context, action Action, target digest.Digest, ref string, labels map[string]string) {
+func (s *Store) Emit(action Action, target digest.Digest, ref string, labels map[string]string) {
 	attributes := maps.Clone(labels)
 	if attributes == nil {
 		attributes = map[string]string{}

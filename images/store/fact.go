@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -67,11 +68,12 @@ func (s *Store) Facts(ctx context.Context, records []images.Image) map[digest.Di
 	var mu sync.Mutex // guards facts from here on
 	var wait sync.WaitGroup
 	turns := make(chan struct{}, readers)
+	blobs := openLocal(ctx, s.client)
 	for target, img := range unknown {
 		turns <- struct{}{}
 		wait.Go(func() {
 			defer func() { <-turns }()
-			f := s.read(ctx, img.Target)
+			f := s.read(ctx, blobs, img.Target)
 			mu.Lock()
 			defer mu.Unlock()
 			facts[target] = f
@@ -96,8 +98,8 @@ func (s *Store) Config(ctx context.Context, img images.Image) (v1.Image, error) 
 	return best.Config(s.Context(ctx))
 }
 
-func (s *Store) read(ctx context.Context, target v1.Descriptor) Facts {
-	best, err := s.Best(ctx, target)
+func (s *Store) read(ctx context.Context, blobs content.Provider, target v1.Descriptor) Facts {
+	best, err := manifest.Best(ctx, blobs, target, manifest.Prefer(s.options.Platform))
 	if err != nil {
 		return Facts{Err: err}
 	}

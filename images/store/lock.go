@@ -11,10 +11,11 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// locks is a set of locks, one for each digest that somebody holds or waits for.
+// locks is a set of locks, one for each key that somebody holds or waits for. Keys
+// are names of records and digests of targets; names are locked before targets.
 type locks struct {
 	mu   sync.Mutex // guards held
-	held map[digest.Digest]*lock
+	held map[string]*lock
 }
 
 type lock struct {
@@ -27,10 +28,10 @@ type lock struct {
 // one step among the users of a Store; against other processes deletes are
 // conditional on the target. The error is that of ctx.
 //
-// Replace and KeepDangling take the locks of the targets they touch: do not call
+// Replace and CreateDangling take the locks of the targets they touch: do not call
 // them with one of these held.
 func (s *Store) Lock(ctx context.Context, target digest.Digest) (unlock func(), err error) {
-	return s.locks.lock(ctx, target)
+	return s.locks.lock(ctx, target.String())
 }
 
 // lockAll locks several targets, in an order that all callers share.
@@ -43,7 +44,7 @@ func (s *Store) lockAll(ctx context.Context, targets ...digest.Digest) (unlock f
 		}
 	}
 	for _, target := range slices.Compact(targets) {
-		one, err := s.locks.lock(ctx, target)
+		one, err := s.locks.lock(ctx, target.String())
 		if err != nil {
 			unlock()
 			return nil, err
@@ -53,37 +54,37 @@ func (s *Store) lockAll(ctx context.Context, targets ...digest.Digest) (unlock f
 	return unlock, nil
 }
 
-func (l *locks) lock(ctx context.Context, target digest.Digest) (func(), error) {
-	one := l.enter(target)
+func (l *locks) lock(ctx context.Context, key string) (func(), error) {
+	one := l.enter(key)
 	select {
 	case <-one.token:
 		return func() {
 			one.token <- struct{}{} // cannot block: the token is ours
-			l.leave(target, one)
+			l.leave(key, one)
 		}, nil
 	case <-ctx.Done():
-		l.leave(target, one)
-		return nil, fmt.Errorf("wait for other work on image %s: %w", target, ctx.Err())
+		l.leave(key, one)
+		return nil, fmt.Errorf("wait for other work on image %s: %w", key, ctx.Err())
 	}
 }
 
-func (l *locks) enter(target digest.Digest) *lock {
+func (l *locks) enter(key string) *lock {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	one := l.held[target]
+	one := l.held[key]
 	if one == nil {
 		one = &lock{token: make(chan struct{}, 1)}
 		one.token <- struct{}{}
-		l.held[target] = one
+		l.held[key] = one
 	}
 	one.users++
 	return one
 }
 
-func (l *locks) leave(target digest.Digest, one *lock) {
+func (l *locks) leave(key string, one *lock) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if one.users--; one.users == 0 {
-		delete(l.held, target)
+		delete(l.held, key)
 	}
 }

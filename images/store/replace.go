@@ -41,6 +41,11 @@ const (
 // No event is sent.
 func (s *Store) Replace(ctx context.Context, img images.Image) error {
 	ctx = s.Context(ctx)
+	unlockName, err := s.locks.lock(ctx, img.Name)
+	if err != nil {
+		return err
+	}
+	defer unlockName()
 	old, err := s.records.Get(ctx, img.Name)
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("image %s: %w", img.Name, err)
@@ -139,7 +144,7 @@ func (s *Store) RecordsFor(ctx context.Context, img images.Image) []images.Image
 	ctx = s.Context(ctx)
 	facts, known := s.recorded(img)
 	if !known {
-		facts = s.read(ctx, img.Target)
+		facts = s.read(ctx, s.content, img.Target)
 	}
 	names := []string{img.Name}
 	if s.kubernetes() && facts.Err == nil {

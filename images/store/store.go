@@ -16,7 +16,6 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/platforms"
-	"github.com/opencontainers/go-digest"
 )
 
 // KubernetesNamespace is the namespace that containerd's CRI plugin works in.
@@ -44,6 +43,7 @@ type Options struct {
 // namespace into its context by itself. It holds no connection of its own and
 // need not be closed. Safe for concurrent use.
 type Store struct {
+	client  *client.Client
 	records images.Store
 	content content.Store
 	options Options
@@ -66,10 +66,11 @@ func New(c *client.Client, o Options) *Store {
 		o.Now = time.Now
 	}
 	return &Store{
+		client:  c,
 		records: c.ImageService(),
 		content: c.ContentStore(),
 		options: o,
-		locks:   locks{held: map[digest.Digest]*lock{}},
+		locks:   locks{held: map[string]*lock{}},
 	}
 }
 
