@@ -84,7 +84,7 @@ func (s *Service) createPod(ctx context.Context, r PodRequest) (_ PodID, err err
 		return "", fmt.Errorf("create pod %s: %w", r.Name, err)
 	}
 	defer func() { making.end(ctx, err) }()
-	request, err := r.record(ctx, h)
+	request, err := r.record(ctx, h, s.exitDir())
 	if err != nil {
 		return "", err
 	}
@@ -124,8 +124,8 @@ func (s *Service) placePod(r *PodRequest, h *handler.Handler) {
 }
 
 // record is the pod for package record.
-func (r *PodRequest) record(ctx context.Context, h *handler.Handler) (*record.CreatePod, error) {
-	run, err := runtimeOf(h, "")
+func (r *PodRequest) record(ctx context.Context, h *handler.Handler, exitDir string) (*record.CreatePod, error) {
+	run, err := runtimeOf(h, "", exitDir)
 	if err != nil {
 		return nil, fmt.Errorf("create pod %s: %w", r.Name, err)
 	}
@@ -145,8 +145,8 @@ func (r *PodRequest) record(ctx context.Context, h *handler.Handler) (*record.Cr
 }
 
 // runtimeOf is how containerd is told of a handler.
-func runtimeOf(h *handler.Handler, platform string) (record.Runtime, error) {
-	how, err := h.Runtime(platform)
+func runtimeOf(h *handler.Handler, platform, exitDir string) (record.Runtime, error) {
+	how, err := h.Runtime(platform, exitDir)
 	if err != nil {
 		return record.Runtime{}, err
 	}

@@ -332,6 +332,9 @@ func (c *Container) took(st process.State, t *task.Process) {
 		c.State, c.Reason = ContainerExited, "Unknown"
 	default:
 		c.Pid = st.InitPid
+		if st.Unwatched || t == nil && st.InitPid > 0 {
+			c.Warnings = append(c.Warnings, process.Unwatched)
+		}
 	}
 }
 

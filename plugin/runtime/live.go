@@ -113,7 +113,7 @@ func (s *Service) load(ctx context.Context, record containers.Container, e label
 // processConfig is what the process side has to know. Without the record it does
 // not know the specification, which listings do without.
 func (s *Service) processConfig(e *labels.Entry, record *containers.Container) process.Config {
-	c := process.Config{ID: e.ID, Metadata: e.Metadata, Dir: s.workDir(e.ID)}
+	c := process.Config{ID: e.ID, Metadata: e.Metadata, Dir: s.workDir(e.ID), ExitDir: s.exitDir()}
 	if record != nil {
 		c.ImageName = record.Image
 		c.Spec, _ = specOf(record) // without it there are no execs, and the error says so

@@ -175,7 +175,7 @@ func (m *newMember) place(pod labels.Pod, settings *labels.Settings) {
 }
 
 func (s *Service) memberRecord(ctx context.Context, m *newMember, from origin) (*record.CreateContainer, error) {
-	run, err := runtimeOf(m.handler, m.Platform)
+	run, err := runtimeOf(m.handler, m.Platform, s.exitDir())
 	if err != nil {
 		return nil, err
 	}
@@ -239,6 +239,7 @@ func (s *Service) makeTask(ctx context.Context, m *newMember, c *record.Creation
 	if err := makeLogDir(m.logPath, making); err != nil {
 		return err
 	}
+	making.add("exit code", func(context.Context) error { return s.forgetExit(string(m.ID)) })
 	making.add("task", func(ctx context.Context) error { return s.endTask(ctx, string(m.ID)) })
 	return from.create(ctx, m, p)
 }

@@ -141,7 +141,19 @@ func (s *Service) endLeft(ctx context.Context, id string) error {
 	if err := s.sandboxes.shutdown(ctx, PodID(id)); err != nil {
 		return err
 	}
-	return errors.Join(s.network.Remove(ctx, id), os.RemoveAll(s.restoreDir(id)))
+	return errors.Join(s.network.Remove(ctx, id), os.RemoveAll(s.restoreDir(id)), s.forgetExit(id))
+}
+
+// forgetExits removes exit codes of containers that there are no more.
+func (s *Service) forgetExits(ctx context.Context) error {
+	codes, err := os.ReadDir(s.exitDir())
+	errs := []error{err}
+	for _, e := range codes {
+		if _, err := s.containers.Get(ctx, e.Name()); errdefs.IsNotFound(err) {
+			errs = append(errs, s.forgetExit(e.Name()))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // recoverOnce is recover for the first one since the machine has started.
@@ -153,7 +165,7 @@ func (s *Service) recoverOnce(ctx context.Context) error {
 	if err := s.recoverNow(ctx); err != nil {
 		return err
 	}
-	if err := s.records.RecoverAll(ctx); err != nil {
+	if err := errors.Join(s.records.RecoverAll(ctx), s.forgetExits(ctx)); err != nil {
 		log.G(ctx).WithError(err).Warn("recover what was there before the machine started")
 		if errdefs.IsUnavailable(err) || ctx.Err() != nil {
 			return nil // whoever comes next tries again

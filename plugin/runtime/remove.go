@@ -119,6 +119,11 @@ func (s *Service) RemovePod(ctx context.Context, ref string, o RemoveOptions) er
 	if err := s.records.RemovePod(ctx, p.ID); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove pod %s: %w", p.ID, err)
 	}
+	for _, e := range p.Members {
+		if err := s.forgetExit(e.ID); err != nil {
+			return fmt.Errorf("remove pod %s: %w", p.ID, err)
+		}
+	}
 	return nil
 }
 
@@ -177,6 +182,9 @@ func (s *Service) RemoveContainer(ctx context.Context, ref string, o RemoveOptio
 	made, lost := s.containers.Get(ctx, e.Metadata.Pod.ID)
 	if err := s.records.Remove(ctx, e.ID); err != nil {
 		return err
+	}
+	if err := s.forgetExit(e.ID); err != nil {
+		return fmt.Errorf("remove container %s: %w", e.ID, err)
 	}
 	_ = s.forgetMember(e.Metadata.Pod.ID, e.ID) // a note of nothing does no harm
 	if lost == nil && labels.Describe(made).Metadata.Settings.MadeFor == e.ID {

@@ -46,6 +46,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -179,6 +181,9 @@ func Open(ctx context.Context, c Config) (*Service, error) {
 	if s.network, err = network.Open(c.Network); err != nil {
 		return nil, err
 	}
+	if err := os.MkdirAll(s.exitDir(), 0o700); err != nil {
+		return nil, fmt.Errorf("runtime: directory of exit codes: %w: %w", errdefs.ErrFailedPrecondition, err)
+	}
 	if err := s.recoverOnce(s.in(ctx)); err != nil {
 		return nil, err
 	}
@@ -206,6 +211,21 @@ func (s *Service) workDir(id string) string {
 
 func (s *Service) runDir(id string) string {
 	return filepath.Join(s.config.State, s.config.Namespace, "containers", id)
+}
+
+// exitDir has a file for each member that has ended: its exit code. It outlives the
+// shim, the task and a reboot.
+func (s *Service) exitDir() string {
+	return filepath.Join(s.config.Root, s.config.Namespace, "exits")
+}
+
+// forgetExit removes what exitDir has of a container.
+func (s *Service) forgetExit(id string) error {
+	err := os.Remove(filepath.Join(s.exitDir(), id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // Handlers are the runtime handlers. They are safe for concurrent use.
