@@ -58,10 +58,10 @@ func (s Subject) validate() (asked, exact types.ImageReference, err error) {
 
 // Verify returns nil if the policy allows the image, and ErrRejected with the
 // reason if it does not. Nothing but the manifest and the signatures is fetched,
-// and these only if a rule asks for signatures; if they cannot be had the class
-// is ErrUnavailable, or ErrUnauthenticated, or that of ctx. ErrInvalid and
-// ErrInvalidArgument are possible, too. It blocks as long as the registry does:
-// bound it by ctx.
+// and these only if a rule asks for signatures; if they cannot be had, for want of
+// credentials for example, the class is ErrUnavailable or that of ctx. ErrInvalid
+// and ErrInvalidArgument are possible, too. It blocks as long as the registry
+// does: bound it by ctx.
 func (p *Policy) Verify(ctx context.Context, s Subject) error {
 	asked, exact, err := s.validate()
 	if err != nil {
@@ -114,9 +114,6 @@ func (p *Policy) judge(ctx context.Context, s Subject, img types.UnparsedImage) 
 // unavailable is what Verify returns if something could not be fetched.
 func unavailable(ctx context.Context, s Subject, err error) error {
 	var class error = errdefs.ErrUnavailable
-	if errors.As(err, new(docker.ErrUnauthorizedForCredentials)) {
-		class = errdefs.ErrUnauthenticated
-	}
 	if ctx.Err() != nil {
 		class = ctx.Err()
 	}

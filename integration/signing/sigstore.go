@@ -16,13 +16,13 @@ import (
 	"fmt"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/core/remotes"
-	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/berthd/berth/integration/registry"
 )
 
 // Names of cosign's format: SIGNATURE_SPEC.md of cosign.
@@ -53,10 +53,10 @@ func (s *Sigstore) PublicKey() ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), nil
 }
 
-// Sign attaches a signature to an image in a registry on loopback, which says:
-// this digest is the image of that name. The name has a tag or a digest. A
-// signature that was there before is replaced.
-func (s *Sigstore) Sign(ctx context.Context, name string, d digest.Digest) error {
+// Sign attaches a signature to an image of a registry, which says: this digest is
+// the image of that name. The name has a tag or a digest. A signature that was
+// there before is replaced.
+func (s *Sigstore) Sign(ctx context.Context, in *registry.Registry, name string, d digest.Digest) error {
 	named, err := reference.ParseNormalizedNamed(name)
 	if err != nil {
 		return err
@@ -70,42 +70,41 @@ func (s *Sigstore) Sign(ctx context.Context, name string, d digest.Digest) error
 	if err != nil {
 		return err
 	}
-	target := fmt.Sprintf("%s:%s-%s.sig", named.Name(), d.Algorithm(), d.Encoded())
-	pusher, err := docker.NewResolver(docker.ResolverOptions{}).Pusher(ctx, target)
-	if err != nil {
-		return err
-	}
-	layer, err := push(ctx, pusher, sigstoreMediaType, statement)
-	if err != nil {
-		return err
-	}
+	all := blobs{}
+	layer := all.add(sigstoreMediaType, statement)
 	layer.Annotations = map[string]string{sigstoreAnnotation: base64.StdEncoding.EncodeToString(signed)}
-	config, err := push(ctx, pusher, v1.MediaTypeImageConfig, []byte("{}"))
-	if err != nil {
-		return err
-	}
 	manifest, err := json.Marshal(v1.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2},
 		MediaType: v1.MediaTypeImageManifest,
-		Config:    config,
+		Config:    all.add(v1.MediaTypeImageConfig, []byte("{}")),
 		Layers:    []v1.Descriptor{layer},
 	})
 	if err != nil {
 		return err
 	}
-	_, err = push(ctx, pusher, v1.MediaTypeImageManifest, manifest)
-	return err
+	target := fmt.Sprintf("%s:%s-%s.sig", named.Name(), d.Algorithm(), d.Encoded())
+	return in.Push(ctx, target, all.add(v1.MediaTypeImageManifest, manifest), all)
 }
 
-func push(ctx context.Context, to remotes.Pusher, mediaType string, data []byte) (v1.Descriptor, error) {
-	desc := v1.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
-	w, err := to.Push(ctx, desc)
-	if errdefs.IsAlreadyExists(err) {
-		return desc, nil
-	}
-	if err != nil {
-		return desc, err
-	}
-	defer w.Close()
-	return desc, content.Copy(ctx, w, bytes.NewReader(data), desc.Size, desc.Digest)
+// blobs are what a signature consists of, to be pushed.
+type blobs map[digest.Digest][]byte
+
+var _ content.Provider = blobs{}
+
+func (b blobs) add(mediaType string, data []byte) v1.Descriptor {
+	d := digest.FromBytes(data)
+	b[d] = data
+	return v1.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(data))}
 }
+
+func (b blobs) ReaderAt(_ context.Context, desc v1.Descriptor) (content.ReaderAt, error) {
+	data, ok := b[desc.Digest]
+	if !ok {
+		return nil, fmt.Errorf("blob %s: %w", desc.Digest, errdefs.ErrNotFound)
+	}
+	return memory{bytes.NewReader(data)}, nil
+}
+
+type memory struct{ *bytes.Reader }
+
+func (memory) Close() error { return nil }
