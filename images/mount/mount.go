@@ -79,7 +79,7 @@ func (m *Mounts) Mount(ctx context.Context, key string, source Source) (string, 
 		return "", err
 	}
 	if err := m.mount(ctx, key, source); err != nil {
-		return "", errors.Join(fmt.Errorf("mount %s: %w", key, err), m.remove(context.WithoutCancel(ctx), key))
+		return "", errors.Join(fmt.Errorf("mount %s: %w", key, err), m.unmount(context.WithoutCancel(ctx), key))
 	}
 	return root, nil
 }
@@ -114,9 +114,13 @@ func (m *Mounts) deactivate(ctx context.Context, name string) error {
 // activation is the name of a mount to containerd's manager.
 func activation(key string) string { return "berth-mount-" + key }
 
-// Unmount takes a user from a mount, and with the last one unmounts it; last tells
-// that it did. The error is ErrNotMounted if there is no user.
-func (m *Mounts) Unmount(ctx context.Context, key string) (last bool, err error) {
+// Release gives back what a Source took; see Mounts.Unmount.
+type Release func(ctx context.Context) error
+
+// Unmount takes a user from a mount. With the last one it unmounts it and calls
+// release, while nobody can mount it again; last tells that it did. Without a user
+// the error is ErrNotMounted, and what others left of the mount goes all the same.
+func (m *Mounts) Unmount(ctx context.Context, key string, release Release) (last bool, err error) {
 	unlock, err := m.lock()
 	if err != nil {
 		return false, err
@@ -132,25 +136,49 @@ func (m *Mounts) Unmount(ctx context.Context, key string) (last bool, err error)
 	if users == 0 {
 		err = fmt.Errorf("unmount %s: %w", key, ErrNotMounted)
 	}
-	// What a reboot or an administrator has left of it goes too.
-	return users == 1, errors.Join(err, m.remove(ctx, key))
+	return users == 1, errors.Join(err, m.remove(ctx, key, release))
 }
 
-// Remove unmounts whatever the count of users. That there is no such mount is no
-// error.
-func (m *Mounts) Remove(ctx context.Context, key string) error {
+// Remove unmounts whatever the count of users, and calls release. That there is no
+// such mount is no error.
+func (m *Mounts) Remove(ctx context.Context, key string, release Release) error {
 	unlock, err := m.lock()
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	return m.remove(ctx, key)
+	return m.remove(ctx, key, release)
 }
 
-func (m *Mounts) remove(ctx context.Context, key string) error {
+// Sweep is Remove for a mount without users: one that went away by itself. It tells
+// whether the mount was one.
+func (m *Mounts) Sweep(ctx context.Context, key string, release Release) (bool, error) {
+	unlock, err := m.lock()
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	users, err := m.users(key)
+	if err != nil || users > 0 {
+		return false, err
+	}
+	return true, m.remove(ctx, key, release)
+}
+
+func (m *Mounts) remove(ctx context.Context, key string, release Release) error {
 	if err := identifiers.Validate(key); err != nil {
 		return nil //nolint:nilerr // Mount has refused it, so there is nothing
 	}
+	if err := m.unmount(ctx, key); err != nil {
+		return err
+	}
+	if release == nil {
+		return nil
+	}
+	return release(ctx)
+}
+
+func (m *Mounts) unmount(ctx context.Context, key string) error {
 	if err := mount.UnmountAll(m.root(key), 0); err != nil {
 		return fmt.Errorf("unmount %s: %w: %w", key, errdefs.ErrFailedPrecondition, err)
 	}

@@ -81,19 +81,20 @@ func TestCountsUsers(t *testing.T) {
 	if err != nil || again != root {
 		t.Fatalf("second mount: got %s, %v, want %s", again, err, root)
 	}
-	if last, err := p.Unmount(ctx, "a"); err != nil || last {
+	if last, err := p.Unmount(ctx, "a", nil); err != nil || last {
 		t.Fatalf("first unmount: got %v, %v", last, err)
 	}
 	if !exists(root + "/file") {
 		t.Error("unmounted with a user left")
 	}
-	if last, err := p.Unmount(ctx, "a"); err != nil || !last {
-		t.Fatalf("second unmount: got %v, %v", last, err)
+	released := 0
+	if last, err := p.Unmount(ctx, "a", func(context.Context) error { released++; return nil }); err != nil || !last || released != 1 {
+		t.Fatalf("second unmount: got %v, %v, released %d times", last, err, released)
 	}
 	if exists(root) {
 		t.Error("still there without users")
 	}
-	if _, err := p.Unmount(ctx, "a"); !errors.Is(err, mount.ErrNotMounted) || !errdefs.IsFailedPrecondition(err) {
+	if _, err := p.Unmount(ctx, "a", nil); !errors.Is(err, mount.ErrNotMounted) || !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("third unmount: got %v, want ErrNotMounted", err)
 	}
 	if _, found, err := p.Find("a"); err != nil || found {
@@ -120,7 +121,19 @@ func TestMountedAwayByOthers(t *testing.T) {
 	if !exists(root + "/file") {
 		t.Error("not mounted again")
 	}
-	if last, err := p.Unmount(ctx, "a"); err != nil || !last {
+	if swept, err := p.Sweep(ctx, "a", nil); err != nil || swept {
+		t.Errorf("swept one in use: %v, %v", swept, err)
+	}
+	if err := unix.Unmount(root, 0); err != nil {
+		t.Fatal(err)
+	}
+	if swept, err := p.Sweep(ctx, "a", nil); err != nil || !swept {
+		t.Errorf("not swept: %v, %v", swept, err)
+	}
+	if _, err := p.Mount(ctx, "a", p.source); err != nil {
+		t.Fatal(err)
+	}
+	if last, err := p.Unmount(ctx, "a", nil); err != nil || !last {
 		t.Errorf("unmount: got %v, %v, want the last", last, err)
 	}
 }
@@ -155,7 +168,7 @@ func TestBusy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.Unmount(ctx, "a"); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "busy") {
+	if _, err := p.Unmount(ctx, "a", nil); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "busy") {
 		t.Errorf("got %v, want that it is busy", err)
 	}
 	if _, found, err := p.Find("a"); err != nil || !found {
@@ -164,10 +177,10 @@ func TestBusy(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Remove(ctx, "a"); err != nil {
+	if err := p.Remove(ctx, "a", nil); err != nil {
 		t.Error(err)
 	}
-	if err := p.Remove(ctx, "a"); err != nil {
+	if err := p.Remove(ctx, "a", nil); err != nil {
 		t.Errorf("second removal: %v", err)
 	}
 }
@@ -186,7 +199,7 @@ func TestManyAtOnce(t *testing.T) {
 				if !exists(filepath.Join(root, "file")) {
 					t.Error("mounted and not there")
 				}
-				if _, err := p.Unmount(ctx, "a"); err != nil {
+				if _, err := p.Unmount(ctx, "a", nil); err != nil {
 					t.Error(err)
 				}
 			}
