@@ -433,11 +433,15 @@ func TestRuntimeRebuilt(t *testing.T) {
 	if _, err := store.Get(r.Context(ctx(t)), string(p.ID)); err != nil {
 		t.Errorf("the sandbox record was not made again: %v", err)
 	}
-	// And with the infra container lost too.
-	if err := store.Delete(r.Context(ctx(t)), string(p.ID)); err != nil {
+	// With its container record it has lost its settings.
+	if err := r.Client().ContainerService().Delete(r.Context(ctx(t)), string(p.ID)); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Client().ContainerService().Delete(r.Context(ctx(t)), string(p.ID)); err != nil {
+	if _, err := r.CreateContainer(ctx(t), shell(p, "third", idle)); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "lost its record") {
+		t.Errorf("a member of a pod without settings: %v", err)
+	}
+	// And with both lost.
+	if err := store.Delete(r.Context(ctx(t)), string(p.ID)); err != nil {
 		t.Fatal(err)
 	}
 	got, err := r.Pod(ctx(t), p.Name)

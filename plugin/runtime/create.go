@@ -84,10 +84,13 @@ func (s *Service) createPod(ctx context.Context, r PodRequest) (_ PodID, err err
 		return "", fmt.Errorf("create pod %s: %w", r.Name, err)
 	}
 	defer func() { making.end(ctx, err) }()
-	request, err := r.record(ctx, h, s.exitDir())
+	alone := s.config.Handlers.Config().DropInfra // without a process
+	run, err := runtimeOf(h, handler.Use{PodProcess: !alone})
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("create pod %s: %w", r.Name, err)
 	}
+	request := r.record(ctx, h)
+	request.Runtime, request.Settings.NoProcess = run, alone && !r.SharePID
 	calls, cancel := s.uncut(ctx)
 	defer cancel()
 	c, err := s.records.CreatePod(calls, request)
@@ -124,29 +127,23 @@ func (s *Service) placePod(r *PodRequest, h *handler.Handler) {
 }
 
 // record is the pod for package record.
-func (r *PodRequest) record(ctx context.Context, h *handler.Handler, exitDir string) (*record.CreatePod, error) {
-	run, err := runtimeOf(h, "", exitDir)
-	if err != nil {
-		return nil, fmt.Errorf("create pod %s: %w", r.Name, err)
-	}
+func (r *PodRequest) record(ctx context.Context, h *handler.Handler) *record.CreatePod {
 	annotations, stripped := h.Annotations(r.Annotations)
 	if len(stripped) > 0 {
 		log.G(ctx).WithField("sandbox", r.ID).WithField("annotations", stripped).Warn("annotations that the runtime handler does not allow")
 	}
 	return &record.CreatePod{
-		Pod: r.pod(), Labels: r.Labels, Annotations: annotations, SELinux: r.SELinux.options(), IDs: r.UserNS, Runtime: run,
-		Settings: labels.Settings{
-			LogDirectory: r.LogDirectory, RuntimeHandler: h.Name, NoProcess: true, MadeFor: string(r.madeFor),
-		},
+		Pod: r.pod(), Labels: r.Labels, Annotations: annotations, SELinux: r.SELinux.options(), IDs: r.UserNS,
+		Settings: labels.Settings{LogDirectory: r.LogDirectory, RuntimeHandler: h.Name, MadeFor: string(r.madeFor)},
 		Spec: func(_ context.Context, c *record.Creation) (*specs.Spec, error) {
 			return r.spec(&c.Container.Metadata), nil
 		},
-	}, nil
+	}
 }
 
 // runtimeOf is how containerd is told of a handler.
-func runtimeOf(h *handler.Handler, platform, exitDir string) (record.Runtime, error) {
-	how, err := h.Runtime(platform, exitDir)
+func runtimeOf(h *handler.Handler, use handler.Use) (record.Runtime, error) {
+	how, err := h.Runtime(use)
 	if err != nil {
 		return record.Runtime{}, err
 	}

@@ -162,15 +162,15 @@ func (f *ContainerFilter) match(c *Container) bool {
 		(f.State == "" || f.State == c.State) && contains(c.Labels, f.Labels)
 }
 
-// describePods describes all pods of a view. Foreign pods without a pause container
-// are asked for their state, all at the same time.
+// describePods describes all pods of a view. Pods whose state is in no list and no
+// file are asked for it, all at the same time: those of other shims.
 func (s *Service) describePods(ctx context.Context, v *view) []Pod {
 	pods := make([]Pod, len(v.pods))
 	var wg sync.WaitGroup
 	turns := make(chan struct{}, fewTasks)
 	for i := range v.pods {
 		pods[i] = s.describePod(v, &v.pods[i])
-		if e := &v.pods[i]; e.Owner != labels.OwnerBerth && e.Infra == nil && e.Sandbox {
+		if e := &v.pods[i]; pods[i].State == PodUnknown && e.Sandbox {
 			wg.Go(func() {
 				turns <- struct{}{}
 				defer func() { <-turns }()
@@ -217,7 +217,7 @@ func unfinished(e *labels.Entry) bool {
 func (s *Service) podState(v *view, e *labels.PodEntry) PodState {
 	switch {
 	case e.Owner == labels.OwnerBerth:
-		if e.Orphaned || !e.Metadata.Created || !s.sandboxes.ready(e.ID) || s.wasStopped(v, e) {
+		if e.Orphaned || !e.Metadata.Created || s.sandboxes.look(e.ID) != PodReady || s.wasStopped(e) {
 			return PodNotReady
 		}
 		return PodReady
@@ -229,12 +229,12 @@ func (s *Service) podState(v *view, e *labels.PodEntry) PodState {
 	case e.Orphaned:
 		return PodNotReady
 	}
-	return PodUnknown
+	return s.sandboxes.look(e.ID)
 }
 
-// wasStopped tells what the infra container's state says: the pod's shim keeps its
-// directory until it is removed.
-func (s *Service) wasStopped(v *view, e *labels.PodEntry) bool {
+// wasStopped tells what the infra container's state says: a stop of the pod begins
+// there.
+func (s *Service) wasStopped(e *labels.PodEntry) bool {
 	if e.Infra == nil {
 		return false
 	}

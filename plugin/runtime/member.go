@@ -137,7 +137,10 @@ func (s *Service) intoPod(ctx context.Context, m *newMember, making *making) (er
 	if state := s.podState(m.pod.view, m.pod.PodEntry); state != PodReady {
 		return fmt.Errorf("pod %s is %s: %w", m.pod.ID, state, errdefs.ErrFailedPrecondition)
 	}
-	infra := m.pod.view.containers[m.pod.ID]
+	infra, found := m.pod.view.containers[m.pod.ID]
+	if !found {
+		return fmt.Errorf("pod %s has lost its record, and with it its settings: it takes no new containers: %w", m.pod.ID, errdefs.ErrFailedPrecondition)
+	}
 	if m.podSpec, err = specOf(&infra); err != nil {
 		return err
 	}
@@ -175,7 +178,7 @@ func (m *newMember) place(pod labels.Pod, settings *labels.Settings) {
 }
 
 func (s *Service) memberRecord(ctx context.Context, m *newMember, from origin) (*record.CreateContainer, error) {
-	run, err := runtimeOf(m.handler, m.Platform, s.exitDir())
+	run, err := runtimeOf(m.handler, handler.Use{Platform: m.Platform, ExitDir: s.exitDir()})
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,8 @@
 package runtime_test
 
 import (
+	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,9 +13,11 @@ import (
 	tasks "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/plugin/labels"
 	berth "github.com/berthd/berth/plugin/runtime"
+	"github.com/berthd/berth/plugin/runtime/handler"
 	"github.com/berthd/berth/plugin/runtime/process"
 )
 
@@ -169,5 +173,83 @@ func TestRuntimeSpoofed(t *testing.T) {
 	}
 	if _, err := r.Client().TaskService().Get(r.Context(ctx(t)), &tasks.GetRequest{ContainerID: string(p.ID)}); err == nil {
 		t.Error("the pod has a task")
+	}
+}
+
+// firstProcess is the pod's own one, 0 for none.
+func (r *rig) firstProcess(t *testing.T, p berth.Pod) int {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("/run/berth/sandboxes", r.Namespace, string(p.ID), "pod.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var record struct{ Init struct{ Pid int } }
+	if err := json.Unmarshal(b, &record); err != nil {
+		t.Fatal(err)
+	}
+	return record.Init.Pid
+}
+
+// (P63, P64, P65) Whether a pod has a process is decided when it is made.
+func TestRuntimePodProcess(t *testing.T) {
+	r := withService(t)
+	old := r.pod(t, hostPod(t))
+	if pid := r.firstProcess(t, old); pid != 0 {
+		t.Errorf("the pod has a process %d", pid)
+	}
+	q := hostPod(t)
+	q.Name, q.SharePID = "shared", true
+	if pid := r.firstProcess(t, r.pod(t, q)); pid == 0 {
+		t.Error("a shared process namespace is without a process")
+	}
+	r.configure(t, func(c *handler.Config) { c.DropInfra = false })
+	for _, mode := range []string{"host", "own"} {
+		q := hostPod(t)
+		q.Name, q.HostPID = mode, mode == "host"
+		p := r.pod(t, q)
+		pid := r.firstProcess(t, p)
+		if pid == 0 {
+			t.Fatal("the pod has no process")
+		}
+		c := r.start(t, shell(p, "main", idle))
+		if got := r.sh(t, c, "readlink /proc/self/ns/pid"); got == namespace(t, "pid") != (mode == "host") {
+			t.Errorf("%s: a member is in %s", mode, got)
+		}
+		if mode == "host" {
+			if err := r.StopPod(ctx(t), p.Name, 0); err != nil {
+				t.Fatal(err)
+			}
+		} else if err := unix.Kill(pid, unix.SIGKILL); err != nil { // its end is the pod's
+			t.Fatal(err)
+		}
+		eventually(t, patience, func() string {
+			got, err := r.Pod(ctx(t), p.Name)
+			if err != nil || got.State != berth.PodNotReady {
+				return fmt.Sprintf("%s, %v", got.State, err)
+			}
+			return ""
+		})
+		if _, err := r.CreateContainer(ctx(t), shell(p, "late", idle)); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%s: a member of a pod that has stopped: %v", mode, err)
+		}
+		if err := r.RemovePod(ctx(t), p.Name, berth.RemoveOptions{Force: true}); err != nil {
+			t.Fatal(err)
+		}
+		if unix.Kill(pid, 0) == nil {
+			t.Errorf("%s: removed, and process %d lives", mode, pid)
+		}
+	}
+	got, err := r.Pod(ctx(t), string(old.ID))
+	if err != nil || got.State != berth.PodReady || r.firstProcess(t, old) != 0 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	r.start(t, shell(old, "main", idle))
+	for range 2 {
+		if err := r.StopPod(ctx(t), string(old.ID), 0); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := r.RemovePod(ctx(t), string(old.ID), berth.RemoveOptions{}); err != nil {
+		t.Error(err)
 	}
 }

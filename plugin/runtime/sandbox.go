@@ -97,12 +97,19 @@ func (s sandboxes) shutdown(ctx context.Context, id PodID) error {
 	}
 }
 
-// ready tells whether the pod has its namespaces: its shim makes the directory
-// whole or not at all, and removes it when the pod stops or the shim dies. It is
-// asked for each pod of a listing and so asks nobody else.
-func (s sandboxes) ready(id string) bool {
-	_, err := os.Stat(filepath.Join(shimState, s.namespace, id, "pod.json"))
-	return err == nil
+// look tells what there is of a pod that berth's shim has, which makes the directory
+// whole or not at all, notes there that the pod has stopped, and removes it in the end,
+// or when it is found dead. It is asked for each pod of a listing and so asks nobody
+// else. Another shim's pod is PodUnknown, and so is one that is gone.
+func (s sandboxes) look(id string) PodState {
+	dir := filepath.Join(shimState, s.namespace, id)
+	if _, err := os.Stat(filepath.Join(dir, "pod.json")); err != nil {
+		return PodUnknown
+	}
+	if _, err := os.Stat(filepath.Join(dir, "stopped")); err == nil {
+		return PodNotReady
+	}
+	return PodReady
 }
 
 // config is the pod as a shim is told of it, in CRI's words.

@@ -50,7 +50,7 @@ func (h *Host) makePod(inv *Invocation) error {
 	inv.Debug = p.Debug
 	m := pod.Maker{
 		State: h.PodState, Namespace: inv.Namespace, ID: inv.ID, Bundle: inv.Bundle,
-		Ports: !p.NoUnprivilegedPorts, ICMP: !p.NoUnprivilegedICMP,
+		Ports: !p.NoUnprivilegedPorts, ICMP: !p.NoUnprivilegedICMP, Process: p.PodProcess,
 		Logf: func(format string, args ...any) { inv.note("debug", format, args...) },
 	}
 	answer, err := m.Make(request)

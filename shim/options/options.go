@@ -54,6 +54,10 @@ type Options struct {
 	UnprivilegedPorts bool `toml:"unprivileged_ports"`
 	UnprivilegedICMP  bool `toml:"unprivileged_icmp"`
 
+	// PodProcess gives pods without a pause container a process all the same, which
+	// does nothing; their end is its end.
+	PodProcess bool `toml:"pod_process"`
+
 	// ShimCgroup is a cgroup for the shim process, which must exist.
 	ShimCgroup string `toml:"shim_cgroup"`
 	// MonitorCgroup is the same by CRI-O's name.
@@ -224,6 +228,7 @@ func (o *Options) Apply(p *plan.Plan) {
 	p.CreateTimeout = int64(max(o.CreateTimeout.Duration, minCreateTimeout))
 	p.MonitorEnv = o.MonitorEnv
 	p.NoUnprivilegedPorts, p.NoUnprivilegedICMP = !o.UnprivilegedPorts, !o.UnprivilegedICMP
+	p.PodProcess = o.PodProcess
 	p.ShimCgroup = o.ShimCgroup
 	p.MonitorCgroup = o.MonitorCgroup
 	p.HeapBoundBytes = int64(o.HeapBound)

@@ -50,6 +50,7 @@ func (p *Plan) fields(c codec) {
 	c.flag(49, &p.Sandboxer)
 	c.flag(33, &p.NoUnprivilegedPorts)
 	c.flag(34, &p.NoUnprivilegedICMP)
+	c.flag(35, &p.PodProcess)
 
 	c.text(50, &p.ShimCgroup)
 	c.text(51, &p.MonitorCgroup)

@@ -90,6 +90,7 @@ type Plan struct {
 	Sandboxer           bool
 	NoUnprivilegedPorts bool // the pod's processes need a capability for ports below 1024
 	NoUnprivilegedICMP  bool // and for ping
+	PodProcess          bool // the pod has a process of its own
 
 	// The resident itself.
 	ShimCgroup     string

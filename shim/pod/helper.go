@@ -40,7 +40,7 @@ func startHelper(p *planned) (h *helper, err error) {
 	if p.owns(uts) {
 		unshare |= unix.CLONE_NEWUTS
 	}
-	if unshare == 0 && !p.owns(user) && !p.owns(pid) && len(p.sysctls) == 0 {
+	if unshare == 0 && !p.owns(user) && !p.process && len(p.sysctls) == 0 {
 		return nil, nil
 	}
 	h = &helper{planned: p, pidfd: -1}
@@ -65,7 +65,7 @@ func startHelper(p *planned) (h *helper, err error) {
 			return h, kernel("pipe", err)
 		}
 	}
-	if p.owns(pid) {
+	if p.process {
 		if err := h.prepareInit(); err != nil {
 			return h, err
 		}

@@ -32,6 +32,7 @@ type planned struct {
 
 	cgroupParent string
 	mountLabel   string
+	process      bool // there is a first process
 
 	netns, userns int // descriptors, or -1
 }
@@ -55,6 +56,7 @@ func (m *Maker) plan(request []byte) (*planned, error) {
 	if err := p.planNamespaces(); err != nil {
 		return nil, err
 	}
+	p.process = m.Process || p.owns(pid)
 	for _, check := range [...]func() error{p.checkHostname, p.checkDNS, p.checkCgroup, p.checkLabel, p.openNamespaces} {
 		if err := check(); err != nil {
 			p.close()

@@ -38,14 +38,16 @@ type Maker struct {
 	// Ports lets the pod's processes bind all ports, ICMP send echo requests, both
 	// without privileges, unless the pod has sysctls that say otherwise.
 	Ports, ICMP bool
+	// Process gives the pod a first process even if its containers do not share a
+	// process namespace: then nothing is in that process's but itself.
+	Process bool
 	// Logf is told what went less than well. It may be nil.
 	Logf func(format string, args ...any)
 }
 
 // Make makes the pod of an encoded containerd.runtime.sandbox.v1
 // CreateSandboxRequest. The answer is fields of a message: 1 and 2 are the pid and
-// start time of the pod's first process, if its containers share a process
-// namespace; 3 is its cgroup; 4 tells that the cgroup was made here. That first
+// start time of the pod's first process, if it has one; 3 is its cgroup; 4 tells that the cgroup was made here. That first
 // process has become a child of the nearest subreaper above. It blocks, for a few
 // milliseconds. A process may make one pod at a time: a fork has copies of all
 // descriptors, and would keep another's pipes open.

@@ -35,6 +35,8 @@ const (
 	SpecFile = "spec.json"
 	// InfoFile is what a verbose status tells.
 	InfoFile = "info.json"
+	// StoppedFile is there once the pod has stopped.
+	StoppedFile = "stopped"
 	// MembersDir has a symbolic link to the bundle of each member container, by
 	// the container's id.
 	MembersDir = "members"

@@ -252,6 +252,9 @@ func (s *Service) ended(code int, at int64) {
 		return
 	}
 	s.state, s.code, s.exitedAt = stopped, code, at
+	if err := os.WriteFile(filepath.Join(s.dir, StoppedFile), nil, 0o600); err != nil && !os.IsNotExist(err) {
+		s.host.Warn("pod directory: " + err.Error()) // whoever asks is told nonetheless
+	}
 	for _, c := range s.waiters {
 		c.Reply(s.exit(c.Buffer()))
 	}

@@ -39,6 +39,9 @@ type Config struct {
 	// Timezone of containers: "" leaves theirs, "Local" is the host's, else a name
 	// such as Europe/Vienna.
 	Timezone string `toml:"timezone"`
+	// DropInfra makes pods without a process of their own, unless their containers
+	// share a process namespace. Default: true. Pods stay as they were made.
+	DropInfra bool `toml:"drop_infra_ctr"`
 	// Handlers by name. "runc" is always there and can be changed.
 	Handlers map[string]*Handler `toml:"handlers"`
 }
@@ -49,6 +52,7 @@ const defaultHandler = "runc"
 func Default() *Config {
 	return &Config{
 		DefaultHandler: defaultHandler,
+		DropInfra:      true,
 		Handlers:       map[string]*Handler{defaultHandler: {Path: "runc"}},
 	}
 }

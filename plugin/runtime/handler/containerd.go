@@ -38,14 +38,23 @@ type settings struct {
 	MonitorCgroup   string   `toml:"monitor_cgroup,omitempty"`
 	MonitorEnv      []string `toml:"monitor_env,omitempty"`
 	ExitDir         string   `toml:"exit_dir,omitempty"`
+	PodProcess      bool     `toml:"pod_process,omitempty"`
 }
 
-// Runtime returns how containerd runs a container of a platform ("" for the
-// machine's) with this handler. What the handler does not set is left to the
-// host's shim.toml, the runtime's path too if it is the default's name. exitDir, which
-// may be empty, is where berth's shim leaves exit codes; others do not know of it.
-func (h *Handler) Runtime(platform, exitDir string) (*Runtime, error) {
-	path, err := h.PlatformPath(platform)
+// Use is what a runtime is wanted for. The zero value is a container of the machine's
+// platform.
+type Use struct {
+	Platform string // as os/arch/variant
+	// ExitDir is where berth's shim leaves exit codes; empty: nowhere.
+	ExitDir string
+	// PodProcess gives a pod a process of its own.
+	PodProcess bool
+}
+
+// Runtime returns how containerd runs a pod or container with this handler. What the handler does not set is left to the
+// host's shim.toml, the runtime's path too if it is the default's name.
+func (h *Handler) Runtime(use Use) (*Runtime, error) {
+	path, err := h.PlatformPath(use.Platform)
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +68,7 @@ func (h *Handler) Runtime(platform, exitDir string) (*Runtime, error) {
 	s := settings{
 		Runtime: path, Root: h.Root, SystemdCgroup: h.SystemdCgroup, MinMemory: int64(h.MinMemory),
 		ExecCPUAffinity: h.ExecCPUAffinity, NoSyncLog: h.NoSyncLog, MonitorCgroup: h.MonitorCgroup, MonitorEnv: h.MonitorEnv,
-		ExitDir: exitDir,
+		ExitDir: use.ExitDir, PodProcess: use.PodProcess,
 	}
 	if path == defaultHandler {
 		s.Runtime = ""
@@ -99,7 +108,7 @@ const checkpointAnnotation = "org.opencontainers.runc.checkpoint.enabled"
 // Features asks the handler's runtime through containerd. A runtime that cannot
 // tell has none, and the error says why; callers may go on with them.
 func (h *Handler) Features(ctx context.Context, c informer) (Features, error) {
-	r, err := h.Runtime("", "")
+	r, err := h.Runtime(Use{})
 	if err != nil {
 		return Features{}, err
 	}

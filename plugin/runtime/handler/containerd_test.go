@@ -44,7 +44,7 @@ func TestRuntimeOfContainerd(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := Handler{Name: "big", Path: host.Deps("bin/runc"), MinMemory: 64 << 20}
-	r, err := h.Runtime("", "")
+	r, err := h.Runtime(Use{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -114,7 +114,7 @@ exec_cpu_affinity = 'first'
 no_sync_log = true
 `, "runc": "", "pod": "",
 	} {
-		r, err := c.Handlers[name].Runtime("", "")
+		r, err := c.Handlers[name].Runtime(Use{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -125,7 +125,7 @@ no_sync_log = true
 			t.Errorf("%s: options %v", name, r.Options)
 		}
 	}
-	r, err := c.Handlers["kata"].Runtime("", "")
+	r, err := c.Handlers["kata"].Runtime(Use{})
 	if err != nil || r.Name != program || r.Options.GetConfigPath() != program || len(r.Options.GetConfigBody()) > 0 {
 		t.Errorf("%+v, %v", r, err)
 	}
