@@ -27,6 +27,8 @@ import (
 const (
 	DefaultHostsDir = "/etc/containerd/certs.d"
 	DefaultCertsDir = "/etc/containers/certs.d"
+
+	dockerCertsDir = "/etc/docker/certs.d"
 )
 
 // Config says where the node's configuration is. The zero value is the system's:
@@ -38,7 +40,8 @@ type Config struct {
 	// knows it. Default: DefaultHostsDir.
 	HostsDir string
 	// CertsDir has a directory with certificates (*.crt, *.cert, *.key) for each
-	// registry of which HostsDir knows nothing. Default: DefaultCertsDir.
+	// registry of which HostsDir knows nothing. Default: DefaultCertsDir, and then
+	// that of docker.
 	CertsDir string
 	// RegistriesConf is a registries.conf that replaces the system's files, and
 	// RegistriesConfDir a directory of drop-ins that replaces the system's. With
@@ -66,8 +69,8 @@ type Config struct {
 // Safe for concurrent use.
 type Registry struct {
 	config   Config
-	hosts    map[string]bool // insecure ones
-	networks []netip.Prefix  // insecure ones
+	insecure map[string]bool // by host
+	networks []netip.Prefix  // insecure ones, too
 }
 
 // New checks the configuration and returns what works by it. Registries.conf is
@@ -77,13 +80,10 @@ func New(c Config) (*Registry, error) {
 	if c.HostsDir == "" {
 		c.HostsDir = DefaultHostsDir
 	}
-	if c.CertsDir == "" {
-		c.CertsDir = DefaultCertsDir
-	}
 	if c.RegistriesConf != "" && c.RegistriesConfDir == "" {
 		c.RegistriesConfDir = os.DevNull // an empty one; "" is the system's
 	}
-	r := &Registry{config: c, hosts: map[string]bool{}, networks: []netip.Prefix{loopback}}
+	r := &Registry{config: c, insecure: map[string]bool{}, networks: []netip.Prefix{loopback}}
 	for _, entry := range c.Insecure {
 		if network, err := netip.ParsePrefix(entry); err == nil {
 			r.networks = append(r.networks, network.Masked())
@@ -92,7 +92,7 @@ func New(c Config) (*Registry, error) {
 		if entry == "" || strings.ContainsAny(entry, "/ ") {
 			return nil, fmt.Errorf("insecure registry %q: neither host[:port] nor CIDR: %w", entry, errdefs.ErrInvalidArgument)
 		}
-		r.hosts[strings.ToLower(entry)] = true
+		r.insecure[strings.ToLower(entry)] = true
 	}
 	if _, err := sysregistriesv2.TryUpdatingCache(r.System(Access{})); err != nil {
 		return nil, fmt.Errorf("registries.conf: %w: %w", err, errdefs.ErrInvalidArgument)

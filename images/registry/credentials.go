@@ -6,8 +6,11 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 
+	"github.com/containerd/errdefs"
+	"go.podman.io/image/v5/pkg/docker/config"
 	"go.podman.io/image/v5/types"
 )
 
@@ -66,4 +69,49 @@ func (c Credentials) pair() (name, password string) {
 func (c Credentials) auth() (*types.DockerAuthConfig, string) {
 	name, password := c.pair()
 	return &types.DockerAuthConfig{Username: name, Password: password, IdentityToken: c.IdentityToken}, c.RegistryToken
+}
+
+// token is what to send as it is, or "".
+func (a Access) token() string {
+	if a.Credentials == nil {
+		return ""
+	}
+	return a.Credentials.RegistryToken
+}
+
+// credentials returns who asks at which host, for a source, as containerd's
+// authorizer wants to know it: a name and a password, or only an identity token.
+func (r *Registry) credentials(s source, a Access) func(host string) (string, string, error) {
+	return func(host string) (string, string, error) {
+		var found types.DockerAuthConfig
+		if a.Credentials != nil && s.own && s.at(host) {
+			given, _ := a.Credentials.auth()
+			found = *given
+		} else {
+			// Files may have credentials for a repository.
+			key := host
+			if s.at(host) {
+				key = s.ref.Repository()
+			}
+			var err error
+			if found, err = r.lookUp(key, a); err != nil {
+				return "", "", fmt.Errorf("credentials for %s: %w: %w", key, err, errdefs.ErrFailedPrecondition)
+			}
+		}
+		if found.IdentityToken != "" {
+			return "", found.IdentityToken, nil
+		}
+		return found.Username, found.Password, nil
+	}
+}
+
+// lookUp asks files and helpers.
+func (r *Registry) lookUp(key string, a Access) (types.DockerAuthConfig, error) {
+	system := r.System(Access{AuthFile: a.AuthFile})
+	found, err := config.GetCredentials(system, key)
+	if err != nil || found != (types.DockerAuthConfig{}) || system.AuthFilePath == "" || r.config.DockerConfigDir == "" {
+		return found, err
+	}
+	system.AuthFilePath, system.DockerCompatAuthFilePath = "", filepath.Join(r.config.DockerConfigDir, "config.json")
+	return config.GetCredentials(system, key)
 }
