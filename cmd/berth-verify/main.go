@@ -18,6 +18,8 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
+	"net/netip"
 	"os"
 	"os/signal"
 	"strings"
@@ -103,7 +105,21 @@ func (r *request) verify(ctx context.Context, stdin io.Reader) error {
 	if err != nil {
 		return err
 	}
+	if loopback(ref.Host()) {
+		// As containerd has it, which does not ask for TLS there either.
+		r.system.DockerInsecureSkipTLSVerify = types.OptionalBoolTrue
+	}
 	return rules.Verify(ctx, policy.Subject{Reference: ref, Digest: digest.Digest(r.digest), System: &r.system})
+}
+
+// loopback tells whether a registry, "host" or "host:port", is on this machine.
+func loopback(registry string) bool {
+	name := registry
+	if host, _, err := net.SplitHostPort(registry); err == nil {
+		name = host
+	}
+	address, err := netip.ParseAddr(strings.Trim(name, "[]"))
+	return name == "localhost" || err == nil && address.IsLoopback()
 }
 
 // checkDescriptor holds the descriptor that containerd is going to pull against
