@@ -63,7 +63,11 @@ func (b *bar) describe(p *part) {
 // end leaves what is on the screen there.
 func (b *bars) end(parts map[string]*part) {
 	for _, p := range parts {
-		if p.bar != nil && !p.Ended {
+		switch {
+		case p.Ended:
+		case p.Done >= p.Total:
+			p.bar.SetTotal(-1, true)
+		default:
 			p.bar.Abort(false)
 		}
 	}

@@ -25,7 +25,8 @@ type Part struct {
 	Status string
 	// Done and Total are bytes; a Total of 0 is unknown, or of no interest.
 	Done, Total int64
-	// Ended tells that nothing more becomes of it.
+	// Ended tells that nothing more becomes of it. Something may become of what is
+	// all there, but has not ended.
 	Ended bool
 }
 
@@ -83,7 +84,7 @@ func (d *Display) Show(p Part) {
 	d.show(known)
 }
 
-// Close ends the display. What has not ended is left as it was last.
+// Close ends the display. What is not all there is left as it was last.
 func (d *Display) Close() {
 	d.mu.Lock()
 	defer d.mu.Unlock()

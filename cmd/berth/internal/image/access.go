@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"os"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+
+	"github.com/berthd/berth/cmd/berth/internal/session"
+	"github.com/berthd/berth/images/registry"
+	"github.com/berthd/berth/plugin/image"
+)
+
+// access are the flags of how a registry is spoken to.
+type access struct {
+	creds, authFile, policy string
+	tlsVerify, plain        bool
+	flags                   *pflag.FlagSet
+}
+
+func (a *access) bind(flags *pflag.FlagSet) {
+	a.flags = flags
+	flags.StringVar(&a.creds, "creds", "", "`USER[:PASSWORD]` for the registry; without a password it is asked for")
+	flags.StringVar(&a.authFile, "authfile", os.Getenv("REGISTRY_AUTH_FILE"), "`FILE` of credentials, as podman login writes it [$REGISTRY_AUTH_FILE]")
+	flags.BoolVar(&a.tlsVerify, "tls-verify", true, "check the registry's certificate; without, plain HTTP is tried too")
+	flags.BoolVar(&a.plain, "plain-http", false, "speak plain HTTP to the registry")
+}
+
+// bindPolicy declares what is for pulls alone.
+func (a *access) bindPolicy(flags *pflag.FlagSet) {
+	flags.StringVar(&a.policy, "signature-policy", "", "`FILE` of which images are accepted (default /etc/containers/policy.json)")
+}
+
+// configure puts the flags over the configuration.
+func (a *access) configure(c *image.Config) {
+	if a.policy != "" {
+		c.SignaturePolicy, c.SignaturePolicyDir = a.policy, ""
+	}
+}
+
+// access is what the flags say, for one registry. A password is asked for once.
+func (a *access) access(s *session.Session) (registry.Access, error) {
+	r := registry.Access{AuthFile: a.authFile, PlainHTTP: a.plain, SkipVerify: !a.tlsVerify}
+	if a.creds == "" {
+		return r, nil
+	}
+	user, password, given := strings.Cut(a.creds, ":")
+	if user == "" {
+		return r, session.Usage("--creds, want USER[:PASSWORD]")
+	}
+	if !given {
+		if !term.IsTerminal(int(s.In.Fd())) {
+			return r, session.Usage("--creds has no password, and there is no terminal to ask for it")
+		}
+		_, _ = s.Err.WriteString("Password: ") // to see no question is no fault
+		b, err := term.ReadPassword(int(s.In.Fd()))
+		_, _ = s.Err.WriteString("\n")
+		if err != nil {
+			return r, err
+		}
+		password = string(b)
+		a.creds = user + ":" + password
+	}
+	r.Credentials = &registry.Credentials{Username: user, Password: password}
+	return r, nil
+}
