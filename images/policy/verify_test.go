@@ -321,10 +321,10 @@ func TestUndecided(t *testing.T) {
 }
 
 func TestCredentials(t *testing.T) {
-	w := newWorld(t, registry.Options{Auth: registry.Token})
+	w := newWorld(t, registry.Options{Auth: registry.Basic})
 	w.signSigstore(t, w.sig, "app:1", w.image.Digest)
 	err := w.verify(t.Context(), t, bySigstore, "app:1", w.image.Digest)
-	if check(t, err, errdefs.ErrUnavailable, "denied"); errors.Is(err, policy.ErrRejected) {
+	if check(t, err, errdefs.ErrUnavailable, "authentication required"); errors.Is(err, policy.ErrRejected) {
 		t.Errorf("taken for a rejection: %v", err)
 	}
 	auth, err := json.Marshal(map[string]any{"auths": map[string]any{w.Address: map[string][]byte{
