@@ -123,6 +123,8 @@ type Service struct {
 	store    *store.Store
 	registry *registry.Registry
 	pins     atomic.Pointer[pin.Patterns]
+	details  details
+	pulling  marks // names that a pull is at work on
 
 	pruning sync.Mutex // held by the one prune at a time; see Prune
 }

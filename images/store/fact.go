@@ -18,9 +18,9 @@ import (
 	"github.com/berthd/berth/images/manifest"
 )
 
-// Labels that berth gives image records, so that a listing need not read two
-// blobs for each image. Others may move a record without touching its labels:
-// they hold only for the target that labelTarget names.
+// Labels that berth gives image records, so that a listing need not read two blobs
+// for each image. Others may move a record without touching its labels: they hold
+// only for the target that labelTarget names.
 const (
 	labelTarget   = "berth.io/image.target"
 	labelManifest = "berth.io/image.manifest"
@@ -29,6 +29,9 @@ const (
 	labelCreated  = "berth.io/image.created"
 	labelSize     = "berth.io/image.size"
 )
+
+// labelPrevious is on records of images without a name and says what it was.
+const labelPrevious = "berth.io/image.previous-name"
 
 // Facts are what a listing shows of an image: of the variant for this host, or if
 // there is none of the first that is here. What is not known is zero.
@@ -65,22 +68,81 @@ func (s *Store) Facts(ctx context.Context, records []images.Image) map[digest.Di
 			unknown[img.Target.Digest] = img
 		}
 	}
+	targets := make([]v1.Descriptor, 0, len(unknown))
+	for _, img := range unknown {
+		targets = append(targets, img.Target)
+	}
 	var mu sync.Mutex // guards facts from here on
-	var wait sync.WaitGroup
-	turns := make(chan struct{}, readers)
+	s.each(ctx, targets, func(blobs content.Provider, target v1.Descriptor) {
+		f := s.read(ctx, blobs, target)
+		mu.Lock()
+		defer mu.Unlock()
+		facts[target.Digest] = f
+	})
+	return facts
+}
+
+// each calls fn for targets, some at a time.
+func (s *Store) each(ctx context.Context, targets []v1.Descriptor, fn func(blobs content.Provider, target v1.Descriptor)) {
+	if len(targets) == 0 {
+		return
+	}
 	blobs := openLocal(ctx, s.client)
-	for target, img := range unknown {
+	turns := make(chan struct{}, readers)
+	var wait sync.WaitGroup
+	for _, target := range targets {
 		turns <- struct{}{}
 		wait.Go(func() {
 			defer func() { <-turns }()
-			f := s.read(ctx, blobs, img.Target)
-			mu.Lock()
-			defer mu.Unlock()
-			facts[target] = f
+			fn(blobs, target)
 		})
 	}
 	wait.Wait()
-	return facts
+}
+
+// Details are what there is to know of an image besides its Facts.
+type Details struct {
+	Config v1.Image
+	// Annotations are those of the manifest, nil for a manifest of Docker's.
+	Annotations map[string]string
+}
+
+// Details reads the variants of targets that Best finds. Those that cannot be read
+// are left out: Facts says why.
+func (s *Store) Details(ctx context.Context, targets []v1.Descriptor) map[digest.Digest]Details {
+	ctx = s.Context(ctx)
+	all := map[digest.Digest]Details{}
+	var mu sync.Mutex // guards all
+	s.each(ctx, targets, func(blobs content.Provider, target v1.Descriptor) {
+		d, err := s.details(ctx, blobs, target)
+		if err != nil {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		all[target.Digest] = d
+	})
+	return all
+}
+
+func (s *Store) details(ctx context.Context, blobs content.Provider, target v1.Descriptor) (Details, error) {
+	best, err := manifest.Best(ctx, blobs, target, manifest.Prefer(s.options.Platform))
+	if err != nil {
+		return Details{}, err
+	}
+	config, err := best.Config(ctx)
+	if err != nil {
+		return Details{}, err
+	}
+	d := Details{Config: config}
+	if best.Descriptor().MediaType == v1.MediaTypeImageManifest {
+		doc, err := best.Manifest(ctx)
+		if err != nil {
+			return Details{}, err
+		}
+		d.Annotations = doc.Annotations
+	}
+	return d, nil
 }
 
 // Best returns the image's manifest for this host, else the first that is here. Its

@@ -108,9 +108,14 @@ func (s *Store) keep(ctx context.Context, img images.Image, going []string) erro
 	if slices.ContainsFunc(all, func(other images.Image) bool { return !slices.Contains(going, other.Name) }) {
 		return nil
 	}
-	img.Name = DanglingName(img.Target.Digest)
-	img.Labels = maps.Clone(img.Labels)
-	delete(img.Labels, LabelPinned)
+	labels := maps.Clone(img.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	if kind, _ := ParseName(img.Name); kind.User() {
+		labels[labelPrevious] = img.Name
+	}
+	img.Name, img.Labels = DanglingName(img.Target.Digest), labels
 	for _, record := range s.RecordsFor(ctx, img) {
 		if err := s.put(ctx, record); err != nil {
 			return err
@@ -222,6 +227,15 @@ func changed(old images.Image, img *images.Image) []string {
 		paths = append(paths, "labels."+key)
 	}
 	return paths
+}
+
+// PreviousName is the name that an image without one had last, empty if that is not
+// known.
+func PreviousName(record images.Image) string {
+	if kind, _ := ParseName(record.Name); kind.User() {
+		return ""
+	}
+	return record.Labels[labelPrevious]
 }
 
 // Named returns the record of exactly that name, as a registry's reference. The
