@@ -17,7 +17,6 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/atomicfile"
-	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -36,6 +35,17 @@ const (
 // lockName cannot be a key: those do not begin with a dot.
 const lockName = ".lock"
 
+// maxKeyBytes is what a file's name may have (NAME_MAX, limits.h).
+const maxKeyBytes = 255
+
+// validate wants the name of a file.
+func validate(key string) error {
+	if key == "" || len(key) > maxKeyBytes || key[0] == '.' || strings.ContainsAny(key, "/\x00") {
+		return fmt.Errorf("mount %q: not the name of a file: %w", key, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
 // Mounts are the mounts below one directory. Processes that use the same directory
 // share them. Safe for concurrent use.
 type Mounts struct {
@@ -52,10 +62,10 @@ func New(dir string, manager mount.Manager) *Mounts { return &Mounts{dir: dir, m
 type Source func(ctx context.Context) ([]mount.Mount, error)
 
 // Mount adds a user to a mount, makes it if there was none, and returns its root. A
-// key has the form of a container's id (ErrInvalidArgument).
+// key is the name of a file that is not hidden (ErrInvalidArgument).
 func (m *Mounts) Mount(ctx context.Context, key string, source Source) (string, error) {
-	if err := identifiers.Validate(key); err != nil {
-		return "", fmt.Errorf("mount %q: %w", key, err)
+	if err := validate(key); err != nil {
+		return "", err
 	}
 	unlock, err := m.lock()
 	if err != nil {
@@ -166,7 +176,7 @@ func (m *Mounts) Sweep(ctx context.Context, key string, release Release) (bool, 
 }
 
 func (m *Mounts) remove(ctx context.Context, key string, release Release) error {
-	if err := identifiers.Validate(key); err != nil {
+	if err := validate(key); err != nil {
 		return nil //nolint:nilerr // Mount has refused it, so there is nothing
 	}
 	if err := m.unmount(ctx, key); err != nil {
@@ -196,7 +206,7 @@ func (m *Mounts) unmount(ctx context.Context, key string) error {
 
 // Find returns where a key is mounted, and false if it is not.
 func (m *Mounts) Find(key string) (string, bool, error) {
-	if err := identifiers.Validate(key); err != nil {
+	if err := validate(key); err != nil {
 		return "", false, nil //nolint:nilerr // Mount has refused it
 	}
 	users, err := m.users(key)

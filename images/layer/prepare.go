@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package layer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/identifiers"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/berthd/berth/images/idmap"
+	"github.com/berthd/berth/images/manifest"
+)
+
+// capabilityRemap is what a snapshotter says of itself that maps the owners of files
+// by the labels of idmap.Map (containerd, docs/user-namespaces).
+const capabilityRemap = "remap-ids"
+
+// PrepareRequest says what a container is to write to.
+type PrepareRequest struct {
+	// ID is the container's. The snapshot and its lease are called so.
+	ID string
+	// Parent is the container's image, nil for an empty root.
+	Parent *manifest.Manifest
+	// Init makes a layer between the image's and the container's, which is not part
+	// of what the container changes. It is called with the root of the image and
+	// sees the owners that the container will see. nil: no such layer.
+	Init func(root string) error
+	// IDs maps the container's users to the host's.
+	IDs idmap.Map
+	// MountLabel is SELinux' for the container's files, empty without one.
+	MountLabel string
+}
+
+func (r PrepareRequest) validate() error {
+	if err := identifiers.Validate(r.ID); err != nil {
+		return fmt.Errorf("prepare layer: %w", err)
+	}
+	if err := r.IDs.Validate(); err != nil {
+		return fmt.Errorf("prepare layer %s: %w", r.ID, err)
+	}
+	return nil
+}
+
+// Prepare makes the snapshot that a container writes to and unpacks its image if need
+// be. A lease without end keeps it until Release. If there is a lease or a snapshot of
+// that name the class is ErrAlreadyExists; then and on every other error nothing of
+// the call is left.
+func (l *Layers) Prepare(ctx context.Context, r PrepareRequest) (*Layer, error) {
+	if err := r.validate(); err != nil {
+		return nil, err
+	}
+	ctx = l.context(ctx)
+	lease, err := l.client.LeasesService().Create(ctx, leases.WithID(r.ID))
+	if err != nil {
+		return nil, fmt.Errorf("prepare layer %s: lease: %w", r.ID, err)
+	}
+	p := preparation{layers: l, request: r}
+	y, err := p.run(leases.WithLease(ctx, lease.ID))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("prepare layer %s: %w", r.ID, err), p.undo(ctx))
+	}
+	return y, nil
+}
+
+// preparation is one call of Prepare.
+type preparation struct {
+	layers  *Layers
+	request PrepareRequest
+	made    []string // snapshots that are this call's alone
+}
+
+func (p *preparation) undo(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	slices.Reverse(p.made) // no snapshot goes before those that stand on it
+	return p.layers.drop(ctx, p.request.ID, p.made...)
+}
+
+func (p *preparation) run(ctx context.Context) (*Layer, error) {
+	l, r := p.layers, p.request
+	var base string
+	var err error
+	if r.Parent != nil {
+		if base, err = l.Unpack(ctx, r.Parent); err != nil {
+			return nil, err
+		}
+	}
+	if r.Init != nil {
+		if base, err = p.initialize(ctx, base); err != nil {
+			return nil, err
+		}
+	}
+	if !r.IDs.Empty() {
+		if base, err = p.remap(ctx, base); err != nil {
+			return nil, err
+		}
+	}
+	labels := map[string]string{labelLayer: r.ID}
+	if r.MountLabel != "" {
+		labels[labelMountLabel] = r.MountLabel
+	}
+	maps.Copy(labels, r.IDs.Labels())
+	if _, err := l.snapshots().Prepare(ctx, r.ID, base, snapshots.WithLabels(labels)); err != nil {
+		return nil, fmt.Errorf("snapshot %s on %q: %w", r.ID, base, err)
+	}
+	p.made = append(p.made, r.ID)
+	return &Layer{ID: r.ID, Parent: base, IDs: r.IDs, MountLabel: r.MountLabel, layers: l}, nil
+}
+
+// initialize makes the layer of Init and returns its snapshot. It comes below the map
+// of owners, so that Init need not know of it.
+func (p *preparation) initialize(ctx context.Context, base string) (string, error) {
+	name := p.request.ID + "-init"
+	return name, p.derive(ctx, derivation{name: name, key: name + "-key", base: base}, p.request.Init)
+}
+
+// remap returns the snapshot whose files have the container's owners: the given one
+// where the snapshotter does it when it mounts, else a copy with other owners, which
+// containers of the same image and map share.
+func (p *preparation) remap(ctx context.Context, base string) (string, error) {
+	l, ids := p.layers, p.request.IDs
+	capabilities, err := l.client.GetSnapshotterCapabilities(ctx, l.config.Snapshotter)
+	if err != nil {
+		return "", fmt.Errorf("capabilities of snapshotter %s: %w", l.config.Snapshotter, err)
+	}
+	if slices.Contains(capabilities, capabilityRemap) {
+		return base, nil
+	}
+	name := "berth-remap-" + remapped(base, ids)
+	if err := l.protect(ctx, name); err != nil {
+		return "", err
+	}
+	_, err = l.snapshots().Stat(ctx, name)
+	if err == nil {
+		return name, nil
+	}
+	if !errdefs.IsNotFound(err) {
+		return "", fmt.Errorf("snapshot %s: %w", name, err)
+	}
+	d := derivation{name: name, key: name + "-" + p.request.ID, base: base, shared: true}
+	return name, p.derive(ctx, d, func(root string) error { return idmap.Shift(ctx, root, ids) })
+}
+
+func remapped(base string, ids idmap.Map) string {
+	labels := ids.Labels()
+	return digest.FromString(fmt.Sprint(base, " ", labels[snapshots.LabelSnapshotUIDMapping], " ", labels[snapshots.LabelSnapshotGIDMapping])).Encoded()
+}
+
+// derivation is a committed snapshot that is to be made of another.
+type derivation struct {
+	name   string
+	key    string // while it is written to
+	base   string
+	shared bool // others may make it at the same time
+}
+
+func (p *preparation) derive(ctx context.Context, d derivation, change func(root string) error) error {
+	l := p.layers
+	mounts, err := l.snapshots().Prepare(ctx, d.key, d.base)
+	if err != nil {
+		return fmt.Errorf("snapshot %s on %q: %w", d.key, d.base, err)
+	}
+	p.made = append(p.made, d.key)
+	mounts, err = labelled(mounts, p.request.MountLabel)
+	if err != nil {
+		return err
+	}
+	if err := l.mounts.Temporary(ctx, d.key, mounts, change); err != nil {
+		return fmt.Errorf("snapshot %s: %w", d.name, err)
+	}
+	err = l.snapshots().Commit(ctx, d.name, d.key)
+	if errdefs.IsAlreadyExists(err) && d.shared {
+		return l.snapshots().Remove(ctx, d.key)
+	}
+	if err != nil {
+		return fmt.Errorf("snapshot %s: %w", d.name, err)
+	}
+	if !d.shared {
+		p.made = append(p.made, d.name)
+	}
+	return nil
+}
