@@ -60,7 +60,7 @@ fuzz: ## each fuzz target for FUZZTIME
 	done
 
 deps: ## what the tests and `make run` drive: containerd, runc, CNI plugins, a registry, a kubelet, images
-	@integration/deps/apt.sh busybox-static libseccomp-dev pkg-config iptables
+	@integration/deps/apt.sh busybox-static libseccomp-dev pkg-config iptables gpg gpg-agent
 	@integration/deps/build.sh $(DEPS)
 	@integration/deps/newer.sh crun $(DEPS)
 	@integration/deps/newer.sh criu $(DEPS)
