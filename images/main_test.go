@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package images_test
+
+import (
+	"os"
+	"testing"
+
+	"github.com/berthd/berth/integration/host"
+)
+
+// The tests drive a real containerd and a real registry. Numbers in comments are
+// acceptance statements of the image service.
+
+func TestMain(m *testing.M) {
+	host.EnterOffline()
+	os.Exit(m.Run())
+}
