@@ -70,14 +70,16 @@ func guard(t *testing.T, auth server.Auth, toml string) *guarded {
 		"https://registry.example/signatures", lookaside.URL, "registry.example", r.Address,
 		filepath.Dir(verifierFile), g.bin, "/usr/local/bin/berth-verify", host.Build("bin/berth-verify"),
 	))
-	t.Cleanup(func() {
+	forget := func() {
 		// They are this program's own, see host.Enter.
-		for _, dir := range []string{"/etc/containers", "/etc/pki/containers", "/etc/berth"} {
-			if err := os.RemoveAll(dir); err != nil {
+		for _, path := range []string{"/etc/containers", "/etc/pki/containers", "/etc/berth/auth.json"} {
+			if err := os.RemoveAll(path); err != nil {
 				t.Error(err)
 			}
 		}
-	})
+	}
+	forget()
+	t.Cleanup(forget)
 	for _, path := range []string{policyFile, "/etc/containers/registries.d/registry.example.yaml"} {
 		g.write(t, path, path, 0o644)
 	}
