@@ -65,10 +65,13 @@ func (b *bench) images(ctx context.Context) error {
 
 // pullers are those that this machine has. They use files of the run alone.
 func (b *bench) pullers(dir string) ([]puller, error) {
-	policy, settings := filepath.Join(dir, "policy.json"), filepath.Join(dir, "berth.toml")
+	policy, settings, none := filepath.Join(dir, "policy.json"), filepath.Join(dir, "berth.toml"), filepath.Join(dir, "none")
+	if err := os.Mkdir(none, 0o755); err != nil {
+		return nil, err
+	}
 	for path, text := range map[string]string{
 		policy:   `{"default": [{"type": "insecureAcceptAnything"}]}`,
-		settings: fmt.Sprintf("[images]\nsignature_policy = %q\nregistries_conf = %q\nhosts_dir = %q\n", policy, os.DevNull, dir),
+		settings: fmt.Sprintf("[images]\nsignature_policy = %q\nregistries_conf = %q\nregistries_conf_dir = %q\nhosts_dir = %q\n", policy, os.DevNull, none, none),
 	} {
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			return nil, err

@@ -40,7 +40,7 @@ Registries, signature policies and pins are those of the host's files; see the t
 		Args: cobra.NoArgs,
 	}
 	c.AddCommand(
-		verify(s),
+		List(s), verify(s),
 		save(s), load(s), importRoot(s),
 	)
 	return c
