@@ -127,6 +127,10 @@ func (a *Archiver) record(ctx context.Context, name string, target v1.Descriptor
 
 // unpack unpacks one manifest for its platform.
 func (a *Archiver) unpack(ctx context.Context, m *manifest.Manifest, record images.Image) error {
+	doc, err := m.Manifest(ctx)
+	if err != nil || len(doc.Layers) == 0 {
+		return err
+	}
 	platform, err := m.Platform(ctx)
 	if err != nil {
 		return err
@@ -140,8 +144,14 @@ func (a *Archiver) unpack(ctx context.Context, m *manifest.Manifest, record imag
 
 // classed gives an error without a class one. Errors of containerd have theirs, if
 // only ErrUnknown; what is left are those of the code that reads and writes streams.
-func classed(err, class error) error {
-	if errdefs.IsUnknown(err) || !errdefs.IsUnknown(errdefs.Resolve(err)) {
+// When ctx has ended that is the reason, whatever a connection made of it.
+func classed(ctx context.Context, err, class error) error {
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return fmt.Errorf("%w: %w", err, ctx.Err())
+	case errdefs.IsUnknown(err) || !errdefs.IsUnknown(errdefs.Resolve(err)):
 		return err
 	}
 	return fmt.Errorf("%w: %w", err, class)

@@ -11,7 +11,6 @@ import (
 	"io"
 
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
-	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
@@ -42,7 +41,7 @@ func peek(r io.Reader) (stream *bufio.Reader, f format, empty bool, err error) {
 	stream = bufio.NewReaderSize(r, 64<<10)
 	head, err := stream.Peek(peekBytes)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, plain, false, classed(err, errdefs.ErrInvalidArgument)
+		return nil, plain, false, err
 	}
 	switch known := compression.DetectCompression(head); {
 	case known == compression.Gzip:
@@ -82,7 +81,7 @@ func decompress(r io.Reader, f format) (io.ReadCloser, error) {
 		stream = io.NopCloser(r)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("decompress: %w", classed(err, errdefs.ErrInvalidArgument))
+		return nil, fmt.Errorf("decompress: %w", err)
 	}
 	return stream, nil
 }

@@ -135,6 +135,14 @@ func (i *importing) receive(ctx context.Context, r io.Reader) error {
 		return err
 	}
 	defer w.Close()
+	if err := i.write(w, r); err != nil {
+		return classed(ctx, err, errdefs.ErrInvalidArgument)
+	}
+	return i.commit(ctx, w)
+}
+
+// write writes a root as a layer.
+func (i *importing) write(w io.Writer, r io.Reader) error {
 	raw, format, _, err := peek(r)
 	if err != nil {
 		return err
@@ -143,16 +151,12 @@ func (i *importing) receive(ctx context.Context, r io.Reader) error {
 	switch format {
 	case zstandard:
 		i.layer.MediaType = v1.MediaTypeImageLayerZstd
-		fallthrough
+		return i.keep(w, raw, format)
 	case gzipped:
-		err = i.keep(w, raw, format)
+		return i.keep(w, raw, format)
 	default:
-		err = i.compress(w, raw, format)
+		return i.compress(w, raw, format)
 	}
-	if err != nil {
-		return classed(err, errdefs.ErrInvalidArgument)
-	}
-	return i.commit(ctx, w)
 }
 
 // keep writes a root as it is.

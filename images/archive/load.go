@@ -133,22 +133,22 @@ type arrival struct {
 func (l *loading) receive(ctx context.Context, r io.Reader) (v1.Descriptor, error) {
 	raw, format, empty, err := peek(r)
 	if err == nil && empty {
-		err = fmt.Errorf("nothing in it: %w", errdefs.ErrInvalidArgument)
+		err = errors.New("nothing in it")
 	}
 	if err != nil {
-		return v1.Descriptor{}, fmt.Errorf("archive: %w", err)
+		return v1.Descriptor{}, fmt.Errorf("archive: %w", classed(ctx, err, errdefs.ErrInvalidArgument))
 	}
 	stream, err := decompress(raw, format)
 	if err != nil {
-		return v1.Descriptor{}, fmt.Errorf("archive: %w", err)
+		return v1.Descriptor{}, fmt.Errorf("archive: %w", classed(ctx, err, errdefs.ErrInvalidArgument))
 	}
 	defer stream.Close()
 	index, err := archive.ImportIndex(ctx, l.stage, newEntries(stream))
-	if err != nil {
-		return v1.Descriptor{}, fmt.Errorf("archive: %w", classed(err, errdefs.ErrInvalidArgument))
+	if err == nil {
+		err = drain(stream)
 	}
-	if err := drain(stream); err != nil {
-		return v1.Descriptor{}, err
+	if err != nil {
+		return v1.Descriptor{}, fmt.Errorf("archive: %w", classed(ctx, err, errdefs.ErrInvalidArgument))
 	}
 	return index, nil
 }
@@ -159,10 +159,10 @@ func drain(stream io.Reader) error {
 	const enough = 1 << 20 // tar pads to 10 KiB
 	n, err := io.CopyN(io.Discard, stream, enough)
 	if n == enough {
-		return fmt.Errorf("archive: goes on after its end: %w", errdefs.ErrInvalidArgument)
+		return errors.New("goes on after its end")
 	}
 	if !errors.Is(err, io.EOF) {
-		return fmt.Errorf("archive: %w", classed(err, errdefs.ErrInvalidArgument))
+		return err
 	}
 	return nil
 }
@@ -172,7 +172,7 @@ func drain(stream io.Reader) error {
 func (l *loading) examine(ctx context.Context, index v1.Descriptor) ([]arrival, error) {
 	tops, err := images.Children(ctx, l.stage, index)
 	if err != nil {
-		return nil, fmt.Errorf("archive: index: %w", classed(err, errdefs.ErrInvalidArgument))
+		return nil, fmt.Errorf("archive: index: %w", classed(ctx, err, errdefs.ErrInvalidArgument))
 	}
 	var named, unnamed []arrival
 	for _, top := range tops {
@@ -238,11 +238,11 @@ func nameOf(top v1.Descriptor) (string, error) {
 // that the wanted ones are, and labels content so that it stays as long as the image.
 func (l *loading) verify(ctx context.Context, top v1.Descriptor) error {
 	if _, err := l.weigh(ctx, top, maxDepth); err != nil {
-		return classed(err, errdefs.ErrInvalidArgument)
+		return classed(ctx, err, errdefs.ErrInvalidArgument)
 	}
 	image, err := look(ctx, l.stage, top)
 	if err != nil {
-		return classed(err, errdefs.ErrInvalidArgument)
+		return classed(ctx, err, errdefs.ErrInvalidArgument)
 	}
 	if err := image.pick(l.wanted); err != nil {
 		if len(l.wanted) == 0 {

@@ -71,7 +71,7 @@ func (a *Archiver) Save(ctx context.Context, r SaveRequest) (err error) {
 		}
 	}
 	if err := s.write(ctx, r.Archive); err != nil {
-		return fmt.Errorf("save: %w", classed(err, errdefs.ErrAborted))
+		return fmt.Errorf("save: %w", classed(ctx, err, errdefs.ErrAborted))
 	}
 	for _, img := range s.images {
 		for _, name := range img.orUnnamed() {
