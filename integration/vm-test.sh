@@ -20,6 +20,7 @@ build=${BERTH_BUILD:-$top/.build}
 mkdir -p "$build"
 # Static: the machine's C library is not the host's.
 (cd "$here" && CGO_ENABLED=0 go test -c -o "$build/integration.test" .)
+(cd "$top/snapshotter" && CGO_ENABLED=0 go test -c -o "$build/snapshotter.test" .)
 units=(cgroup rootfs pod)
 for unit in "${units[@]}"; do
   (cd "$top/shim/$unit" && CGO_ENABLED=0 go test -c -o "$build/$unit.test" .)
@@ -49,6 +50,20 @@ unit() {
   "$here/vm/vm-run.sh" -t 300 -s "$top" -s "$build:ro" -C "$top/shim/$1" -- "$build/$1.test" -test.short -test.v
 }
 
+# quotas: the snapshotter on the file systems that have project quotas; the host's
+# kernel may have none. The machine's /tmp is a tmpfs.
+quotas() {
+  "$here/vm/vm-run.sh" -t 300 -s "$build:ro" -x 2G -e BERTH_TEST_QUOTA=1 -c "
+    set -e
+    mkfs.xfs -q /dev/vdc
+    mkdir /ext4 /xfs
+    mount -o prjquota /dev/vdc /xfs
+    for dir in /ext4 /xfs; do
+      echo \$dir
+      TMPDIR=\$dir '$build/snapshotter.test' -test.run=/quota
+    done"
+}
+
 extra=("$@")
 status=0
 if [ $# -eq 0 ]; then
@@ -56,6 +71,8 @@ if [ $# -eq 0 ]; then
     echo "cgroup v2: shim/$unit"
     unit "$unit" || status=$?
   done
+  echo "project quotas"
+  quotas || status=$?
   echo "cgroup v2: pods"
   machine "$pods" berth || status=$?
   if [ -n "${BERTH_TEST_FULL:-}" ]; then

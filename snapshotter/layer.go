@@ -124,10 +124,7 @@ func (l layer) forgive() error {
 	if st.ModTime().Before(booted) {
 		return fmt.Errorf("snapshot %s was written without syncing before the machine last started, and may lack what was written: %w", l.info.Name, errdefs.ErrFailedPrecondition)
 	}
-	if err := os.Remove(mark); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
+	return os.RemoveAll(mark)
 }
 
 func bootTime() (time.Time, error) {

@@ -43,13 +43,9 @@ func openProjects(root string) (_ *projects, err error) {
 			err = errors.Join(err, fs.Close())
 		}
 	}()
-	// The file is the record, and what keeps others away: it is counted.
+	// The directory is the record, and what keeps others away: it is counted.
 	mark := filepath.Join(root, "project")
-	f, err := os.OpenFile(mark, os.O_RDONLY|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := f.Close(); err != nil {
+	if err := os.Mkdir(mark, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, err
 	}
 	p := &projects{fs: fs}

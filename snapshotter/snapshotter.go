@@ -8,8 +8,8 @@
 // containers.
 //
 // A root has the overlayfs snapshotter's form: snapshots/ID/{fs,work}, metadata.db.
-// Beside it is the file project, whose own project number is the first of those of
-// the root's snapshots.
+// Beside it is the directory project, whose own project number is the first of those
+// of the root's snapshots.
 package snapshotter
 
 import (

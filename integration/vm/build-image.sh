@@ -26,7 +26,7 @@ KERNELS=${KERNELS:-"6.12=linux-image-6.12-amd64"}
 PACKAGES=${PACKAGES:-}
 SIZE=${SIZE:-4G}
 suite=bookworm
-base=systemd,systemd-sysv,dbus,kmod,iproute2,iptables,procps,e2fsprogs,busybox-static,ca-certificates
+base=systemd,systemd-sysv,dbus,kmod,iproute2,iptables,procps,e2fsprogs,xfsprogs,apparmor,busybox-static,ca-certificates
 
 stamp=$(echo "$KERNELS $PACKAGES $SIZE"; sha256sum < "$0"; sha256sum < "$here/guest-run.service")
 if [ -f "$out/stamp" ] && [ "$(<"$out/stamp")" = "$stamp" ]; then exit; fi

@@ -86,23 +86,17 @@ func (l Layer) Create(ctx context.Context, bytes int64, content string) (err err
 	}
 	// No journal: a layer is not used again after a power loss, or at the user's
 	// risk, and a small image would be half journal. No blocks kept for root.
-	out, err := exec.CommandContext(ctx, mkfs, "-q", "-F", "-m", "0", "-O", "^has_journal", "-E",
-		"lazy_itable_init=1,nodiscard", "-d", content, file).CombinedOutput()
+	out, err := exec.CommandContext(ctx, mkfs, "-q", "-F", "-b", "4096", "-i", "4096", "-m", "0",
+		"-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=1,nodiscard", "-d", content, file).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("format %s: %w: %s", file, err, strings.TrimSpace(string(out)))
 	}
 	return os.Rename(file, l.File())
 }
 
-// overhead is what ext4 takes for itself: inode tables of 256 bytes for each 16 KiB
-// and 4 KiB (its small form), block groups' maps, and the first megabyte.
-func overhead(bytes int64) int64 {
-	const small = 512 << 20 // mke2fs.conf: smaller file systems have an inode for each 4 KiB
-	if bytes < small {
-		return bytes/15 + 1<<20
-	}
-	return bytes/60 + 1<<20
-}
+// overhead is what ext4 takes for itself: an inode of 256 bytes for each 4 KiB, so
+// that blocks run out before inodes, maps of block groups, and the first blocks.
+func overhead(bytes int64) int64 { return bytes/15 + 512<<10 }
 
 // Mount mounts the image unless it is mounted.
 func (l Layer) Mount() error {
