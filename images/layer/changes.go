@@ -4,7 +4,6 @@ package layer
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -95,25 +94,23 @@ func (r roots) copied(path string, upper os.FileInfo) bool {
 // compare mounts a container's root and what it stands on beside each other, both
 // read-only, with the owners that are on the disk.
 func (l *Layers) compare(ctx context.Context, r Rootfs, fn func(lower, upper string) error) (err error) {
-	ctx, done, err := l.temporary(ctx)
+	ctx, done, err := l.Lease(ctx)
 	if err != nil {
 		return err
 	}
 	defer done(&err)
-	sn := l.client.SnapshotService(r.Snapshotter)
-	upper, err := sn.Mounts(ctx, r.Key)
+	lower, remove, err := l.View(ctx, r.Snapshotter, r.Parent())
+	if err != nil {
+		return err
+	}
+	defer remove(&err)
+	upper, err := l.client.SnapshotService(r.Snapshotter).Mounts(ctx, r.Key)
 	if err != nil {
 		return fmt.Errorf("snapshot %s: %w", r.Key, err)
 	}
-	lease, _ := leases.FromContext(ctx)
-	key := "berth-below-" + lease
-	lower, err := sn.View(ctx, key, r.parent())
-	if err != nil {
-		return fmt.Errorf("view of snapshot %q: %w", r.parent(), err)
-	}
-	defer func() { err = errors.Join(err, sn.Remove(context.WithoutCancel(ctx), key)) }()
-	return l.mounts.View(ctx, key, lower, func(below string) error {
-		return l.mounts.View(ctx, key+"-upper", cmount.RemoveIDMapOption(upper), func(root string) error {
+	name, _ := leases.FromContext(ctx)
+	return l.mounts.View(ctx, name+"-lower", lower, func(below string) error {
+		return l.mounts.View(ctx, name+"-upper", cmount.RemoveIDMapOption(upper), func(root string) error {
 			return fn(below, root)
 		})
 	})

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/leases"
+	cmount "github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
@@ -33,8 +34,9 @@ const (
 // undoTimeout bounds the removal of what a failed call has made.
 const undoTimeout = 30 * time.Second
 
-// leaseTime is how long what a killed call has made outlives it.
-const leaseTime = time.Hour
+// leaseTime is how long what a killed call has made outlives it. A call that takes
+// longer loses what it has made: the largest layers take minutes.
+const leaseTime = 24 * time.Hour
 
 // Config says what Layers work on. Everything is required.
 type Config struct {
@@ -148,9 +150,10 @@ func (l *Layers) drop(ctx context.Context, lease string, keys ...string) error {
 	return nil
 }
 
-// temporary returns ctx with a lease for the length of a call, and what ends it.
-func (l *Layers) temporary(ctx context.Context) (context.Context, func(*error), error) {
-	ctx, done, err := l.client.WithLease(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime))
+// Lease returns ctx with a lease for the length of a call, and what ends it; if that
+// fails it adds to the call's error. A lease that is in ctx already is used as it is.
+func (l *Layers) Lease(ctx context.Context) (context.Context, func(*error), error) {
+	ctx, done, err := l.client.WithLease(l.context(ctx), leases.WithRandomID(), leases.WithExpiration(leaseTime))
 	if err != nil {
 		return nil, nil, fmt.Errorf("lease: %w", err)
 	}
@@ -159,6 +162,28 @@ func (l *Layers) temporary(ctx context.Context) (context.Context, func(*error), 
 		defer cancel()
 		if err := done(ctx); err != nil && !errdefs.IsNotFound(err) {
 			*failed = errors.Join(*failed, fmt.Errorf("lease: %w", err))
+		}
+	}, nil
+}
+
+// View returns what mounts a snapshot read-only, or an empty folder for none, and what
+// removes the view again. ctx must have a lease.
+func (l *Layers) View(ctx context.Context, snapshotter, snapshot string) ([]cmount.Mount, func(*error), error) {
+	lease, ok := leases.FromContext(ctx)
+	if !ok {
+		return nil, nil, fmt.Errorf("view of snapshot %q without a lease: %w", snapshot, errdefs.ErrFailedPrecondition)
+	}
+	sn := l.client.SnapshotService(snapshotter)
+	key := "berth-view-" + lease + "-" + snapshot
+	mounts, err := sn.View(ctx, key, snapshot)
+	if err != nil {
+		return nil, nil, fmt.Errorf("view of snapshot %q: %w", snapshot, err)
+	}
+	return mounts, func(failed *error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		if err := sn.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
+			*failed = errors.Join(*failed, fmt.Errorf("view of snapshot %q: %w", snapshot, err))
 		}
 	}, nil
 }
@@ -173,8 +198,8 @@ type Rootfs struct {
 	MountLabel  string
 }
 
-// parent is the snapshot that the container stands on, empty for none.
-func (r Rootfs) parent() string {
+// Parent is the snapshot that the container stands on, empty for none.
+func (r Rootfs) Parent() string {
 	if len(r.Ancestors) == 0 {
 		return ""
 	}

@@ -172,10 +172,18 @@ func TestIDs(t *testing.T) {
 		t.Run(snapshotter, func(t *testing.T) {
 			r := newRig(t, snapshotter)
 			m := r.pull(stacked)
-			for _, id := range []string{"one", "two"} { // the second finds the copy of the first
-				r.prepare(layer.PrepareRequest{ID: id, Parent: m, IDs: shifted, Init: func(root string) error { return write(root+"/etc/init", "x") }})
+			first := r.prepare(layer.PrepareRequest{ID: "first", Parent: m, IDs: shifted})
+			second := r.prepare(layer.PrepareRequest{ID: "second", Parent: m, IDs: shifted})
+			if first.Parent != second.Parent {
+				t.Errorf("on %s and %s, want them to share it", first.Parent, second.Parent)
+			}
+			r.prepare(layer.PrepareRequest{ID: "one", Parent: m, IDs: shifted, Init: func(root string) error { return write(root+"/etc/init", "x") }})
+			for id, names := range map[string][]string{
+				"second": {"", "etc", "etc/kept", "etc/changed", "bin/tool"},
+				"one":    {"", "etc", "etc/kept", "etc/changed", "bin/tool", "etc/init"},
+			} {
 				r.perform(id, func(root string) error {
-					for _, name := range []string{"", "etc", "etc/kept", "etc/changed", "etc/init", "bin/tool"} {
+					for _, name := range names {
 						info, err := os.Lstat(filepath.Join(root, name))
 						if err != nil {
 							t.Error(err)
