@@ -18,6 +18,8 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
+
+	"github.com/berthd/berth/images/reference"
 )
 
 // ErrUnavailable says that a registry cannot be reached, or cannot answer now.
@@ -51,12 +53,14 @@ func (f *failure) Unwrap() []error { return []error{f.class, f.cause} }
 //
 // Errors of Resolver and Tags have been here already. Other errors, and nil, are
 // returned as they are.
-func Classify(err error) error {
+func Classify(err error) error { return classify(err, "") }
+
+// classify is Classify for an exchange with a host, as far as is known.
+func classify(err error, host string) error {
 	var done *failure
 	if err == nil || errors.As(err, &done) {
 		return err
 	}
-	host := ""
 	var request *url.Error
 	if errors.As(err, &request) {
 		host = hostOf(request.URL)
@@ -78,7 +82,7 @@ func Classify(err error) error {
 		return f
 	}
 	if errdefs.IsNotFound(err) {
-		return &failure{errdefs.ErrNotFound, err, "the registry does not have it"}
+		return &failure{errdefs.ErrNotFound, err, named(host) + "not found"}
 	}
 	if request != nil {
 		return &failure{errdefs.ErrUnknown, err, named(host) + request.Err.Error()}
@@ -231,10 +235,11 @@ func classOfCode(err error) error {
 	return nil
 }
 
-// explain says what failed. The caller's own context beats what it broke.
-func explain(ctx context.Context, what fmt.Formatter, err error) error {
+// explain says what failed at which registry. The caller's own context beats what
+// it broke.
+func explain(ctx context.Context, at reference.Reference, what string, err error) error {
 	if cause := ctx.Err(); cause != nil {
 		err = cause
 	}
-	return fmt.Errorf("%v: %w", what, Classify(err))
+	return fmt.Errorf("%s: %w", what, classify(err, at.Host()))
 }

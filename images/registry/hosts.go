@@ -43,6 +43,8 @@ type source struct {
 	// namespace, unless empty, tells a proxy for several registries which one is
 	// meant.
 	namespace string
+	// more says that there is another source to ask when this one fails.
+	more bool
 }
 
 // sources returns where a reference can be had: mirrors first, its registry last.
@@ -62,7 +64,7 @@ func (r *Registry) sources(ref reference.Reference) ([]source, error) {
 		return nil, fmt.Errorf("%s: registries.conf: %w: %w", ref, err, errdefs.ErrFailedPrecondition)
 	}
 	all := make([]source, 0, len(places))
-	for _, place := range places {
+	for i, place := range places {
 		rewritten, err := reference.Parse(place.Reference.String())
 		if err != nil {
 			return nil, fmt.Errorf("%s: registries.conf: %w", ref, err)
@@ -70,6 +72,7 @@ func (r *Registry) sources(ref reference.Reference) ([]source, error) {
 		all = append(all, source{
 			ref: rewritten, own: rewritten.Host() == ref.Host(),
 			insecure: place.Endpoint.Insecure, namespace: place.Endpoint.NamespaceProxy,
+			more: i < len(places)-1,
 		})
 	}
 	return all, nil
@@ -152,7 +155,7 @@ func (r *Registry) configure(ctx context.Context, s source, a Access, l lenience
 		HostDir:       r.hostDir,
 		Credentials:   r.credentials(s, a),
 		DefaultScheme: "https",
-		UpdateClient:  r.updateClient(s.namespace),
+		UpdateClient:  r.updateClient(s),
 	}
 	if l.plain {
 		options.DefaultScheme = "http"

@@ -14,7 +14,9 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/transfer"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/sirupsen/logrus"
 
 	"github.com/berthd/berth/images/reference"
 )
@@ -90,6 +92,7 @@ func (s *resolver) at(ctx context.Context, place source) (remotes.Resolver, erro
 }
 
 func (s *resolver) Resolve(ctx context.Context, name string) (string, v1.Descriptor, error) {
+	ctx = quiet(ctx)
 	ref, err := reference.Parse(name)
 	if err != nil {
 		return "", v1.Descriptor{}, err
@@ -104,7 +107,7 @@ func (s *resolver) Resolve(ctx context.Context, name string) (string, v1.Descrip
 		if err == nil {
 			return name, desc, nil
 		}
-		failed = after(failed, explain(ctx, place.ref, err))
+		failed = after(failed, explain(ctx, place.ref, place.ref.Text(), err))
 		if ctx.Err() != nil {
 			break
 		}
@@ -131,6 +134,7 @@ func after(earlier, last error) error {
 }
 
 func (s *resolver) Fetcher(ctx context.Context, name string) (remotes.Fetcher, error) {
+	ctx = quiet(ctx)
 	ref, err := reference.Parse(name)
 	if err != nil {
 		return nil, err
@@ -143,11 +147,11 @@ func (s *resolver) Fetcher(ctx context.Context, name string) (remotes.Fetcher, e
 	for _, place := range sources {
 		at, err := s.at(ctx, place)
 		if err != nil {
-			return nil, explain(ctx, place.ref, err)
+			return nil, explain(ctx, place.ref, place.ref.Text(), err)
 		}
 		one, err := at.Fetcher(ctx, place.ref.Text())
 		if err != nil {
-			return nil, explain(ctx, place.ref, err)
+			return nil, explain(ctx, place.ref, place.ref.Text(), err)
 		}
 		all = append(all, origin{place.ref, one})
 	}
@@ -155,6 +159,7 @@ func (s *resolver) Fetcher(ctx context.Context, name string) (remotes.Fetcher, e
 }
 
 func (s *resolver) Pusher(ctx context.Context, name string) (remotes.Pusher, error) {
+	ctx = quiet(ctx)
 	ref, err := reference.Parse(name)
 	if err != nil {
 		return nil, err
@@ -165,14 +170,29 @@ func (s *resolver) Pusher(ctx context.Context, name string) (remotes.Pusher, err
 	}
 	at, err := s.at(ctx, home)
 	if err != nil {
-		return nil, explain(ctx, ref, err)
+		return nil, explain(ctx, ref, name, err)
 	}
 	// By the name as it is: a tag says what to write besides a digest.
 	pusher, err := at.Pusher(ctx, name)
 	if err != nil {
-		return nil, explain(ctx, ref, err)
+		return nil, explain(ctx, ref, name, err)
 	}
 	return pusher, nil
+}
+
+// quiet returns a context with which containerd does not log what went wrong at a
+// host: it is in the error if it matters, and there it is worded without URLs. Who
+// wants to debug gets it nonetheless.
+func quiet(ctx context.Context) context.Context {
+	entry := log.G(ctx)
+	if entry.Logger.GetLevel() != logrus.InfoLevel {
+		return ctx
+	}
+	warnings := &logrus.Logger{
+		Out: entry.Logger.Out, Hooks: entry.Logger.Hooks, Formatter: entry.Logger.Formatter,
+		ExitFunc: entry.Logger.ExitFunc, Level: logrus.WarnLevel,
+	}
+	return log.WithLogger(ctx, warnings.WithFields(entry.Data))
 }
 
 // origin is where content is fetched from.
@@ -186,7 +206,7 @@ type fetcher []origin
 // Fetch returns a reader that can seek. Nothing is asked for before the first
 // Read. When an origin fails the next one is asked for the rest.
 func (f fetcher) Fetch(ctx context.Context, desc v1.Descriptor) (io.ReadCloser, error) {
-	return &blob{ctx: ctx, desc: desc, left: f}, nil
+	return &blob{ctx: quiet(ctx), desc: desc, left: f}, nil
 }
 
 // blob is content that is being read. Its context is that of the Fetch, as a
@@ -196,6 +216,7 @@ type blob struct {
 	desc   v1.Descriptor
 	left   []origin // the one that is read and those to ask after it; at least one
 	open   io.ReadCloser
+	ended  bool // open has no more
 	offset int64
 	failed error // of earlier origins
 }
@@ -211,9 +232,9 @@ func (b *blob) Read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 		if err == io.EOF {
-			err = fmt.Errorf("ended after %d of %d bytes: %w", b.offset, b.desc.Size, io.ErrUnexpectedEOF)
+			err = &failure{ErrUnavailable, io.ErrUnexpectedEOF, fmt.Sprintf("ended after %d of %d bytes", b.offset, b.desc.Size)}
 		}
-		b.failed = after(b.failed, explain(b.ctx, b, err))
+		b.failed = after(b.failed, explain(b.ctx, b.left[0].ref, b.name(), err))
 		if len(b.left) == 1 || b.ctx.Err() != nil {
 			return 0, b.failed
 		}
@@ -222,12 +243,13 @@ func (b *blob) Read(p []byte) (int, error) {
 	}
 }
 
-// Format names the content and where it should have come from, for errors.
-func (b *blob) Format(f fmt.State, _ rune) {
-	_, _ = fmt.Fprintf(f, "%s of %s", b.desc.Digest, b.left[0].ref)
-}
+// name is of the content and where it should come from, for errors.
+func (b *blob) name() string { return fmt.Sprintf("%s of %s", b.desc.Digest, b.left[0].ref) }
 
 func (b *blob) readHere(p []byte) (int, error) {
+	if b.ended { // containerd's reader would ask again
+		return 0, io.EOF
+	}
 	if b.open == nil {
 		opened, err := b.left[0].Fetch(b.ctx, b.desc)
 		if err != nil {
@@ -240,7 +262,9 @@ func (b *blob) readHere(p []byte) (int, error) {
 			}
 		}
 	}
-	return b.open.Read(p)
+	n, err := b.open.Read(p)
+	b.ended = err == io.EOF
+	return n, err
 }
 
 // Seek sets from where the next Read is.
@@ -252,7 +276,7 @@ func (b *blob) Seek(offset int64, whence int) (int64, error) {
 		offset += b.desc.Size
 	}
 	if offset < 0 {
-		return 0, fmt.Errorf("%v: seek before the beginning: %w", b, errdefs.ErrInvalidArgument)
+		return 0, fmt.Errorf("%s: seek before the beginning: %w", b.name(), errdefs.ErrInvalidArgument)
 	}
 	if offset != b.offset {
 		_ = b.Close() // reading goes on elsewhere
@@ -262,6 +286,7 @@ func (b *blob) Seek(offset int64, whence int) (int64, error) {
 }
 
 func (b *blob) Close() error {
+	b.ended = false
 	if b.open == nil {
 		return nil
 	}

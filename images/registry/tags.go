@@ -32,6 +32,7 @@ const (
 // first of its mirrors and its registry that answers. Errors are Classify's; a
 // repository that does not exist is ErrNotFound.
 func (r *Registry) Tags(ctx context.Context, ref reference.Reference, a Access) ([]string, error) {
+	ctx = quiet(ctx)
 	// Mirrors that are for digests alone know nothing of tags.
 	tagged, err := ref.WithTag("latest")
 	if err != nil {
@@ -47,7 +48,7 @@ func (r *Registry) Tags(ctx context.Context, ref reference.Reference, a Access) 
 		if err == nil {
 			return tags, nil
 		}
-		failed = after(failed, fmt.Errorf("tags of %s: %w", place.ref.Repository(), explain(ctx, place.ref, err)))
+		failed = after(failed, explain(ctx, place.ref, "tags of "+place.ref.Repository(), err))
 	}
 	return nil, failed
 }
@@ -66,7 +67,7 @@ func (r *Registry) tagsAt(ctx context.Context, place source, a Access) ([]string
 		if err == nil {
 			return tags, nil
 		}
-		failed = after(failed, Classify(err))
+		failed = after(failed, classify(err, host.Host))
 	}
 	if failed == nil {
 		failed = fmt.Errorf("no host that resolves tags: %w", errdefs.ErrNotFound)

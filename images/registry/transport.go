@@ -31,8 +31,13 @@ const (
 // errRedirectLoop says that a registry sent the client in a circle.
 var errRedirectLoop = errors.New("too many redirects")
 
-// updateClient returns the hook by which containerd lets a client be changed.
-func (r *Registry) updateClient(namespace string) func(*http.Client) error {
+// updateClient returns the hook by which containerd lets a source's clients be
+// changed.
+func (r *Registry) updateClient(s source) func(*http.Client) error {
+	attempts := maxAttempts
+	if s.more {
+		attempts = 1
+	}
 	return func(c *http.Client) error {
 		base, ok := c.Transport.(*http.Transport)
 		if !ok {
@@ -42,7 +47,7 @@ func (r *Registry) updateClient(namespace string) func(*http.Client) error {
 		if r.config.Timeout > 0 {
 			base.ResponseHeaderTimeout = r.config.Timeout
 		}
-		c.Transport = &transport{base, namespace}
+		c.Transport = &transport{base, s.namespace, attempts}
 		return nil
 	}
 }
@@ -52,6 +57,7 @@ func (r *Registry) updateClient(namespace string) func(*http.Client) error {
 type transport struct {
 	base      http.RoundTripper
 	namespace string // see source
+	attempts  int    // at a request
 }
 
 func (t *transport) RoundTrip(q *http.Request) (*http.Response, error) {
@@ -73,8 +79,8 @@ func (t *transport) RoundTrip(q *http.Request) (*http.Response, error) {
 			response.Body = &content{response.Body, q}
 			return response, nil
 		}
-		pause, worthwhile := pauseAfter(response, attempt)
-		if !worthwhile {
+		pause := pauseAfter(response, attempt)
+		if attempt >= t.attempts || pause > maxPause {
 			// As an error: containerd would start all over.
 			defer response.Body.Close()
 			return nil, remoteerrors.NewUnexpectedStatusErr(response)
@@ -116,22 +122,16 @@ func repeatable(q *http.Request) bool {
 	return q.Method == http.MethodGet || q.Method == http.MethodHead || q.Method == http.MethodPost && q.GetBody != nil
 }
 
-// pauseAfter returns how long to wait before the next attempt, and whether there
-// should be one.
-func pauseAfter(response *http.Response, attempt int) (time.Duration, bool) {
-	if attempt >= maxAttempts {
-		return 0, false
-	}
+// pauseAfter returns how long to wait before the next attempt.
+func pauseAfter(response *http.Response, attempt int) time.Duration {
 	asked := response.Header.Get("Retry-After")
 	if seconds, err := strconv.Atoi(asked); err == nil && seconds >= 0 {
-		pause := min(time.Duration(seconds), maxPause+1) * time.Second // does not overflow
-		return pause, pause <= maxPause
+		return time.Duration(min(seconds, 3600)) * time.Second // too long, but no overflow
 	}
 	if date, err := http.ParseTime(asked); err == nil {
-		pause := max(time.Until(date), 0)
-		return pause, pause <= maxPause
+		return max(time.Until(date), 0)
 	}
-	return firstPause << (attempt - 1), true
+	return firstPause << (attempt - 1)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -6,7 +6,6 @@ import (
 	"io"
 	"log"
 	"net/http"
-	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -18,21 +17,25 @@ const unseenHeader = "X-Berth-Unseen"
 // discard is for errors that servers have because clients go, which they do.
 var discard = log.New(io.Discard, "", 0)
 
-// Request is a request that the registry has answered, or has left unanswered.
+// Request is a request to the registry and what became of it.
 type Request struct {
 	Method, Path, Query string
 	Range               string // the header, if any
 	Auth                string // the scheme by which the client logged in, if any
-	Status              int    // 0: no answer
-	Bytes               int64  // of the body that were sent
+	Status              int    // 0: no answer yet
+	Bytes               int64  // of the body that were sent so far
 }
 
 // Log is what clients have asked for since the start or the last Forget, in the
-// order in which the answers ended.
+// order in which they asked. It knows no less of an answer than its client does.
 func (r *Registry) Log() []Request {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.Clone(r.requests)
+	all := make([]Request, len(r.requests))
+	for i, q := range r.requests {
+		all[i] = *q
+	}
+	return all
 }
 
 // Forget empties the log.
@@ -94,16 +97,7 @@ func (r *Registry) handle(w http.ResponseWriter, q *http.Request) {
 		next.ServeHTTP(w, q)
 		return
 	}
-	scheme, _, _ := strings.Cut(q.Header.Get("Authorization"), " ")
-	counted := &counter{ResponseWriter: w}
-	defer func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.requests = append(r.requests, Request{
-			Method: q.Method, Path: q.URL.Path, Query: q.URL.RawQuery, Range: q.Header.Get("Range"),
-			Auth: scheme, Status: counted.status, Bytes: counted.bytes,
-		})
-	}()
+	counted := &counter{ResponseWriter: w, registry: r, request: r.note(q)}
 	if do := r.fault(q); do != nil {
 		do(counted, q, next)
 		return
@@ -111,27 +105,41 @@ func (r *Registry) handle(w http.ResponseWriter, q *http.Request) {
 	next.ServeHTTP(counted, q)
 }
 
-// counter notes what is sent.
+func (r *Registry) note(q *http.Request) *Request {
+	scheme, _, _ := strings.Cut(q.Header.Get("Authorization"), " ")
+	noted := &Request{Method: q.Method, Path: q.URL.Path, Query: q.URL.RawQuery, Range: q.Header.Get("Range"), Auth: scheme}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.requests = append(r.requests, noted)
+	return noted
+}
+
+// counter notes what is sent, before it is.
 type counter struct {
 	http.ResponseWriter
-	status int
-	bytes  int64
+	registry *Registry
+	request  *Request
 }
 
 func (c *counter) WriteHeader(status int) {
-	if status >= 200 && c.status == 0 {
-		c.status = status
+	if status >= 200 {
+		c.sends(status, 0)
 	}
 	c.ResponseWriter.WriteHeader(status)
 }
 
 func (c *counter) Write(p []byte) (int, error) {
-	if c.status == 0 {
-		c.status = http.StatusOK
+	c.sends(http.StatusOK, len(p))
+	return c.ResponseWriter.Write(p)
+}
+
+func (c *counter) sends(status, bytes int) {
+	c.registry.mu.Lock()
+	defer c.registry.mu.Unlock()
+	if c.request.Status == 0 {
+		c.request.Status = status
 	}
-	n, err := c.ResponseWriter.Write(p)
-	c.bytes += int64(n)
-	return n, err
+	c.request.Bytes += int64(bytes)
 }
 
 // Unwrap is for http.ResponseController.

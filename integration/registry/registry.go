@@ -80,7 +80,7 @@ type Registry struct {
 	closed  chan struct{}
 
 	mu       sync.Mutex // guards what follows
-	requests []Request
+	requests []*Request
 	faults   []*planned
 }
 

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package registry_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/berthd/berth/images/reference"
+	"github.com/berthd/berth/images/registry"
+)
+
+const someHex = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+
+const three = `unqualified-search-registries = ["b.io", "a.io:5000", "docker.io", "b.io"]
+short-name-mode = "permissive"
+[aliases]
+"known" = "c.io/x/known"
+`
+
+func candidates(t *testing.T, r *registry.Registry, name string) []string {
+	t.Helper()
+	found, err := r.Candidates(name)
+	if err != nil {
+		t.Errorf("candidates for %q: %v", name, err)
+	}
+	var all []string
+	for _, ref := range found {
+		all = append(all, ref.Text())
+	}
+	return all
+}
+
+// 4
+func TestCandidates(t *testing.T) {
+	r := configured(t, three, registry.Config{})
+	tests := []struct {
+		name string
+		want []string
+	}{
+		{"foo/bar", []string{"b.io/foo/bar:latest", "a.io:5000/foo/bar:latest", "docker.io/foo/bar:latest"}},
+		{"x", []string{"b.io/x:latest", "a.io:5000/x:latest", "docker.io/library/x:latest"}},
+		{"x:1", []string{"b.io/x:1", "a.io:5000/x:1", "docker.io/library/x:1"}},
+		{"x:1@sha256:" + someHex, []string{"b.io/x@sha256:" + someHex, "a.io:5000/x@sha256:" + someHex, "docker.io/library/x@sha256:" + someHex}},
+		{"known:2", []string{"c.io/x/known:2"}},
+		{"known", []string{"c.io/x/known:latest"}},
+		{"r.io/a", []string{"r.io/a:latest"}},
+		{"docker.io/x", []string{"docker.io/library/x:latest"}},
+		{"localhost/x", []string{"localhost/x:latest"}},
+		{"docker://r.io/a:1", []string{"r.io/a:1"}},
+		{"docker://known:2", []string{"c.io/x/known:2"}},
+	}
+	for _, test := range tests {
+		if diff := cmp.Diff(test.want, candidates(t, r, test.name)); diff != "" {
+			t.Errorf("candidates for %q (-want +got):\n%s", test.name, diff)
+		}
+	}
+}
+
+func TestCandidatesRefused(t *testing.T) {
+	r := configured(t, three, registry.Config{})
+	for _, name := range []string{"", "Foo", "Foo/bar", "a b", "oci://x", "x@sha256:12", someHex} {
+		if found, err := r.Candidates(name); !errdefs.IsInvalidArgument(err) || found != nil {
+			t.Errorf("candidates for %q: %v, %v; want ErrInvalidArgument", name, found, err)
+		}
+	}
+	if _, err := r.Candidates(someHex); !errors.Is(err, reference.ErrCannotParseImageID) {
+		t.Errorf("candidates for an ID: %v, want ErrCannotParseImageID", err)
+	}
+}
+
+// 5
+func TestNoSearchRegistries(t *testing.T) {
+	for _, conf := range []string{"", "[[registry]]\nlocation = \"r.io\"\n"} {
+		found, err := configured(t, conf, registry.Config{}).Candidates("foo/bar")
+		if !errors.Is(err, registry.ErrNoSearchRegistries) || found != nil {
+			t.Errorf("%v, %v; want ErrNoSearchRegistries", found, err)
+		}
+		mentions(t, err, "foo/bar")
+	}
+}
+
+func TestShortNameModes(t *testing.T) {
+	var asked []string
+	choose := func(name string, all []reference.Reference) (reference.Reference, error) {
+		asked = append(asked, name)
+		if name == "declined" {
+			return reference.Reference{}, errdefs.ErrAborted
+		}
+		return all[1], nil
+	}
+	tests := []struct {
+		mode    string
+		chooser bool
+		want    int // candidates; 0: an error
+		asks    bool
+	}{
+		{"disabled", false, 2, false},
+		{"disabled", true, 2, false},
+		{"permissive", false, 2, false},
+		{"permissive", true, 1, true},
+		{"enforcing", false, 0, false},
+		{"enforcing", true, 1, true},
+	}
+	for _, test := range tests {
+		conf := "unqualified-search-registries = [\"a.io\", \"b.io\"]\nshort-name-mode = \"" + test.mode + "\"\n"
+		c := registry.Config{}
+		if test.chooser {
+			c.Choose = choose
+		}
+		r := configured(t, conf, c)
+		asked = nil
+		found, err := r.Candidates("x")
+		if len(found) != test.want || (err != nil) != (test.want == 0) || (len(asked) > 0) != test.asks {
+			t.Errorf("%+v: %v, %v, asked %v", test, found, err, asked)
+		}
+		if err != nil && !errors.Is(err, registry.ErrAmbiguousName) {
+			t.Errorf("%+v: error %v, want ErrAmbiguousName", test, err)
+		}
+		if len(found) == 1 && found[0].Text() != "b.io/x:latest" {
+			t.Errorf("%+v: chose %v", test, found)
+		}
+		// One candidate leaves nothing to choose.
+		if diff := cmp.Diff([]string{"r.io/x:latest"}, candidates(t, r, "r.io/x")); diff != "" {
+			t.Error(diff)
+		}
+		if test.asks {
+			if _, err := r.Candidates("declined"); !errors.Is(err, errdefs.ErrAborted) {
+				t.Errorf("declined: %v", err)
+			}
+		}
+	}
+}
+
+func TestRecord(t *testing.T) {
+	aliases := filepath.Join(t.TempDir(), "deep", "aliases.conf")
+	r := configured(t, three, registry.Config{Aliases: aliases})
+	candidates(t, r, "x")
+	if _, err := os.Stat(aliases); err == nil {
+		t.Error("asking for candidates has recorded an alias")
+	}
+	if err := r.Record("x:7", parse(t, "a.io:5000/x:7")); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"a.io:5000/x:8"}, candidates(t, r, "x:8")); diff != "" {
+		t.Error(diff)
+	}
+	if err := r.Record("r.io/x", parse(t, "a.io/x")); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("recorded a full name: %v", err)
+	}
+}
+
+func TestBadConfiguration(t *testing.T) {
+	bad := map[string]registry.Config{
+		"insecure path":     {Insecure: []string{"r.io/a"}},
+		"insecure empty":    {Insecure: []string{""}},
+		"insecure CIDR":     {Insecure: []string{"10.0.0.0/33"}},
+		"registries.conf":   {RegistriesConf: write(t, filepath.Join(t.TempDir(), "registries.conf"), "[[registry")},
+		"registries.conf 1": {RegistriesConf: write(t, filepath.Join(t.TempDir(), "registries.conf"), "[registries.search]\nregistries = [\"a.io\"]\n")},
+		"no such file":      {RegistriesConf: filepath.Join(t.TempDir(), "none")},
+	}
+	for name, c := range bad {
+		if _, err := registry.New(c); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v, want ErrInvalidArgument", name, err)
+		} else if c.Insecure != nil && !strings.Contains(err.Error(), c.Insecure[0]) {
+			t.Errorf("%s: %v does not name it", name, err)
+		}
+	}
+}
