@@ -15,12 +15,13 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
+	distribution "github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berthd/berth/images/manifest"
+	"github.com/berthd/berth/images/reference"
 	"github.com/berthd/berth/images/store"
 )
 
@@ -106,6 +107,9 @@ func (a *Archiver) find(ctx context.Context, input string) ([]saved, error) {
 		return nil, fmt.Errorf("save %s: %w", input, err)
 	}
 	one := saved{input: input, target: found.All[0].Target}
+	if ref, err := reference.Parse(input); err == nil && ref.Digest() != "" {
+		return []saved{one}, nil // by a digest, whatever record that was found by
+	}
 	if found.Named != nil {
 		switch kind, _ := store.ParseName(found.Named.Name); kind {
 		case store.KindTag, store.KindForeign:
@@ -118,8 +122,8 @@ func (a *Archiver) find(ctx context.Context, input string) ([]saved, error) {
 // tags returns the images with a tag in a repository, if that is all that the input
 // names.
 func (a *Archiver) tags(ctx context.Context, input string) ([]saved, error) {
-	named, err := reference.ParseNormalizedNamed(input)
-	if err != nil || !reference.IsNameOnly(named) {
+	named, err := distribution.ParseNormalizedNamed(input)
+	if err != nil || !distribution.IsNameOnly(named) {
 		return nil, nil //nolint:nilerr // it may be an ID
 	}
 	records, err := a.Store.Records(ctx)
