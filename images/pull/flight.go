@@ -112,19 +112,6 @@ func (p *Puller) land(k key, f *flight, took time.Duration) {
 	p.metrics.add(f, took)
 }
 
-// Pulling tells whether an image of that name is being pulled, by this Puller. It
-// is ImageBeingPulled of the ImageServer.
-func (p *Puller) Pulling(name string) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for k := range p.flights {
-		if k.request.Reference.Text() == name {
-			return true
-		}
-	}
-	return false
-}
-
 // Metrics are sums over all pulls since the Puller was made, each counted once
 // however many have waited for it.
 type Metrics struct {
