@@ -233,18 +233,13 @@ func (s *Service) image(ctx context.Context, id reference.ID, records []images.I
 	}
 	for _, r := range records {
 		img.Records = append(img.Records, r.Name)
-		img.Pinned = img.Pinned || s.isPinned(r)
+		img.Pinned = img.Pinned || s.store.IsPinned(r)
 		img.PreviousName = cmp.Or(img.PreviousName, previousRepository(r))
 	}
 	if len(n.tags)+len(n.digested) > 0 {
 		img.PreviousName = ""
 	}
 	return img
-}
-
-// isPinned tells whether a record is pinned: by a pattern, or by whoever made it.
-func (s *Service) isPinned(r images.Image) bool {
-	return r.Labels[store.LabelPinned] == store.Pinned || s.pinned(r.Name)
 }
 
 // previousRepository is CRI-O's PreviousName without its tag. (CRI-O cuts at the

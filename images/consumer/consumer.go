@@ -32,6 +32,8 @@ type Consumer struct {
 	// Record is the image record that it was made from, empty if that cannot be
 	// told: then any record of the image will do.
 	Record string
+	// Chain is the image's top snapshot below the container's, empty if it has none.
+	Chain string
 }
 
 // Consumers are the users of images, by the digest of the target.
@@ -105,9 +107,9 @@ func chainsOf(records []images.Image, inv *usage.Inventory) map[string][]digest.
 }
 
 func (f *finder) add(c *containers.Container, running bool) {
-	byLayers := f.targetsOf(c.SnapshotKey)
+	chain, byLayers := f.targetsOf(c.SnapshotKey)
 	record, byName := f.names.find(c.Image)
-	use := Consumer{Container: c.ID, Running: running}
+	use := Consumer{Container: c.ID, Running: running, Chain: chain}
 	switch {
 	case len(byLayers) == 0 && byName != "", slices.Contains(byLayers, byName):
 		use.Record = record
@@ -118,8 +120,8 @@ func (f *finder) add(c *containers.Container, running bool) {
 		}
 	}
 	use.Record, use.Volume = "", true
-	for chain := range f.volumes(c) {
-		for _, target := range f.chains[chain] {
+	for use.Chain = range f.volumes(c) {
+		for _, target := range f.chains[use.Chain] {
 			f.note(target, use)
 		}
 	}
@@ -131,13 +133,13 @@ func (f *finder) note(target digest.Digest, use Consumer) {
 
 // targetsOf returns the images of whose layers a container's snapshot consists. Below
 // it may be others that are no image's, such as a remapped copy.
-func (f *finder) targetsOf(key string) []digest.Digest {
+func (f *finder) targetsOf(key string) (chain string, targets []digest.Digest) {
 	for name := range f.inventory.Ancestors(key) {
 		if targets := f.chains[name]; len(targets) > 0 {
-			return targets
+			return name, targets
 		}
 	}
-	return nil
+	return "", nil
 }
 
 // volumes are the top snapshots of images that are mounted into a container: berth

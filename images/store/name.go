@@ -3,8 +3,11 @@
 package store
 
 import (
+	"slices"
 	"strings"
+	"time"
 
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/berthd/berth/images/reference"
@@ -73,4 +76,24 @@ func IsDangling(name string) bool {
 		}
 	}
 	return false
+}
+
+// LabelParent is the label of a record whose image was made from another one, as
+// moby has it: the digest of that one's target.
+const LabelParent = "org.mobyproject.image.parent"
+
+// WithNames returns the records by which people know the image.
+func WithNames(records []images.Image) []images.Image {
+	var named []images.Image
+	for _, r := range records {
+		if kind, _ := ParseName(r.Name); kind.User() {
+			named = append(named, r)
+		}
+	}
+	return named
+}
+
+// Came is when the first of an image's records was made.
+func Came(records []images.Image) time.Time {
+	return slices.MinFunc(records, func(a, b images.Image) int { return a.CreatedAt.Compare(b.CreatedAt) }).CreatedAt
 }

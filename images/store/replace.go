@@ -16,15 +16,10 @@ import (
 	"github.com/berthd/berth/images/reference"
 )
 
-// Labels of containerd's CRI plugin.
+// The label by which containerd's CRI plugin knows records that have all it needs.
 const (
 	labelManaged = "io.cri-containerd.image"
 	managed      = "managed"
-	// LabelPinned has the kubelet spare an image as long as one of its records
-	// carries it.
-	LabelPinned = "io.cri-containerd.pinned"
-	// Pinned is its value.
-	Pinned = "pinned"
 )
 
 // Replace makes a name stand for an image: it creates the record, or moves the one
@@ -165,10 +160,7 @@ func (s *Store) RecordsFor(ctx context.Context, img images.Image) []images.Image
 		if s.kubernetes() && facts.Err == nil {
 			labels[labelManaged] = managed
 		}
-		delete(labels, LabelPinned)
-		if s.options.Pinned(name) {
-			labels[LabelPinned] = Pinned
-		}
+		s.setPinned(labels, name)
 		records[i] = images.Image{Name: name, Target: img.Target, Labels: labels}
 	}
 	return records
@@ -218,8 +210,8 @@ func (s *Store) put(ctx context.Context, img images.Image) error {
 func changed(old images.Image, img *images.Image) []string {
 	paths := []string{"target"}
 	if old.Target.Digest != img.Target.Digest {
-		if old.Labels[LabelPinned] == Pinned {
-			img.Labels[LabelPinned] = Pinned
+		if old.Labels[LabelPinned] == Pinned && old.Labels[labelPinnedBy] == "" {
+			img.Labels[LabelPinned] = Pinned // somebody has pinned the name, whatever it means
 		}
 		return append(paths, "labels")
 	}
@@ -227,6 +219,30 @@ func changed(old images.Image, img *images.Image) []string {
 		paths = append(paths, "labels."+key)
 	}
 	return paths
+}
+
+// Complete writes those records and labels of RecordsFor that a record of an image
+// lacks, and tells whether it did. A record that another image has is left alone.
+func (s *Store) Complete(ctx context.Context, img images.Image) (added bool, err error) {
+	if !s.kubernetes() {
+		return false, nil
+	}
+	ctx = s.Context(ctx)
+	for _, want := range s.RecordsFor(ctx, img) {
+		has, err := s.records.Get(ctx, want.Name)
+		switch {
+		case errdefs.IsNotFound(err):
+		case err != nil:
+			return added, fmt.Errorf("image %s: %w", want.Name, err)
+		case has.Target.Digest != want.Target.Digest, has.Labels[labelManaged] == want.Labels[labelManaged]:
+			continue
+		}
+		if err := s.put(ctx, want); err != nil {
+			return added, err
+		}
+		added = true
+	}
+	return added, nil
 }
 
 // PreviousName is the name that an image without one had last, empty if that is not
