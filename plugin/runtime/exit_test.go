@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/berthd/berth/integration/host"
 	berth "github.com/berthd/berth/plugin/runtime"
+	"github.com/berthd/berth/plugin/runtime/handler"
 	"github.com/berthd/berth/plugin/runtime/process"
 )
 
@@ -178,5 +180,56 @@ func TestRuntimeUnwatched(t *testing.T) {
 	}
 	if _, err := os.Stat(fmt.Sprintf("/proc/%d", c.Pid)); err == nil && !strings.HasPrefix(status(t, c.Pid, "State:"), "Z") {
 		t.Error("the process lives")
+	}
+}
+
+// (S69) Forbidden system calls are refused, and end the container a while after the
+// last of them, if it was asked for; else they do not.
+func TestRuntimeSeccompNotifier(t *testing.T) {
+	r := withService(t)
+	const annotation = "io.kubernetes.cri-o.seccompNotifierAction"
+	r.configure(t, func(c *handler.Config) { c.Handlers["runc"].AllowedAnnotations = []string{annotation} })
+	script := "echo ready; for i in 1 2 3; do mount -t tmpfs x /tmp 2>&1; done; umount /tmp; while :; do sleep 0.05; done"
+	q := hostPod(t)
+	q.Annotations = map[string]string{annotation: "stop"}
+	p := r.pod(t, q)
+	q = hostPod(t)
+	q.Name, q.Annotations = "log", map[string]string{annotation: "log"}
+	told := r.start(t, shell(r.pod(t, q), "main", script))
+	c := r.start(t, shell(p, "main", script))
+	free := shell(p, "free", "echo ready; mount -t tmpfs x /tmp; while :; do sleep 0.05; done")
+	free.Security.Seccomp = "unconfined"
+	unconfined := r.start(t, free)
+	begun := time.Now()
+	// A shim that gives its place to another program goes on to answer.
+	if out, err := exec.Command(host.Native.Binary(), "-namespace", r.Namespace, "-id", string(c.ID), "upgrade", r.State()).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if got, err := r.ExecSync(ctx(t), string(c.ID), []string{"sh", "-c", "sleep 0.5; mount -t tmpfs y /tmp || echo refused"}, 0); err != nil || string(got.Stdout) != "refused\n" {
+		t.Errorf("an exec: %+v, %v", got, err)
+	}
+	end, err := r.Wait(ctx(t), string(c.ID))
+	if err != nil || end.ExitCode == nil || *end.ExitCode != 137 || end.Reason != "seccomp killed" {
+		t.Errorf("%+v, %v", end, err)
+	}
+	if d := time.Since(begun); d < 4*time.Second || d > 20*time.Second {
+		t.Errorf("ended after %v", d)
+	}
+	if want := "forbidden system calls: mount (4x), umount2 (1x)"; end.Error != want {
+		t.Errorf("told %q, want %q", end.Error, want)
+	}
+	if b, err := os.ReadFile(c.LogPath); err != nil || strings.Count(string(b), "permission denied") != 3 {
+		t.Errorf("log %s, %v", b, err)
+	}
+	eventually(t, patience, func() string {
+		if !strings.Contains(r.Log(100), "forbidden system calls: mount (3x), umount2 (1x)") {
+			return "no report"
+		}
+		return ""
+	})
+	for _, other := range []berth.Container{told, unconfined} {
+		if got := r.state(t, string(other.ID)); got != berth.ContainerRunning {
+			t.Errorf("%s is %s", other.Name, got)
+		}
 	}
 }

@@ -5,6 +5,7 @@ package runtime
 import (
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"strconv"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/berthd/berth/plugin/runtime/handler"
 	"github.com/berthd/berth/plugin/runtime/oci"
 	"github.com/berthd/berth/plugin/runtime/record"
 )
@@ -26,17 +28,25 @@ func (f *fresh) spec(ctx context.Context, m *newMember, c *record.Creation) (*sp
 	if err != nil {
 		return nil, err
 	}
-	annotations := c.Container.Metadata.SpecAnnotations()
-	for key, value := range m.Annotations {
-		if _, ours := annotations[key]; !ours {
-			annotations[key] = value
-		}
-	}
 	return oci.Build(ctx, f.s.config.Client, &c.Container.Record, &oci.Request{
 		Image: c.Config, Pod: m.podSpec, Command: m.Command, Args: m.Args, Env: m.Env, WorkDir: m.WorkDir,
 		User: m.User, Groups: m.groups(), TTY: m.TTY, Mounts: mounts, Devices: m.devices(),
-		Resources: m.Resources.oci(), OOMScoreAdj: m.Resources.OOMScoreAdj, Security: m.security(c), Annotations: annotations,
+		Resources: m.Resources.oci(), OOMScoreAdj: m.Resources.OOMScoreAdj, Security: m.security(c), Annotations: m.annotations(c),
 	})
+}
+
+// annotations are containerd's, the container's, and what directs the runtime of the
+// pod's.
+func (m *newMember) annotations(c *record.Creation) map[string]string {
+	all := make(map[string]string, len(m.Annotations))
+	for key, value := range m.pod.Metadata.Annotations {
+		if handler.Directs(key) {
+			all[key] = value
+		}
+	}
+	maps.Copy(all, m.Annotations)
+	maps.Copy(all, c.Container.Metadata.SpecAnnotations())
+	return all
 }
 
 func (r *ContainerRequest) groups() (list []string) {

@@ -267,7 +267,7 @@ func unmount(p *plan.Plan) error {
 
 // deleteFiles removes what is outside of the bundle: sockets, spools.
 func (h *Host) deleteFiles(inv *Invocation, p *plan.Plan) {
-	paths := []string{p.Socket}
+	paths := []string{p.Socket, p.SeccompSocket}
 	if p.Work != "" {
 		entries, _ := os.ReadDir(p.Work) // it may be gone
 		for _, e := range entries {

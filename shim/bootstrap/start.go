@@ -134,6 +134,9 @@ func (h *Host) planContainer(inv *Invocation, p *plan.Plan, a *wire.Any) error {
 	if err := inv.tolerateOOMScore(s); err != nil {
 		return err
 	}
+	if err := inv.notify(s, p); err != nil {
+		return err
+	}
 	return h.settle(p, s, a)
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/berthd/berth/shim/process"
 	"github.com/berthd/berth/shim/rootfs"
 	"github.com/berthd/berth/shim/runc"
+	"github.com/berthd/berth/shim/seccomp"
 	"github.com/berthd/berth/shim/wire"
 )
 
@@ -70,6 +71,9 @@ type Container struct {
 	checkpointing bool // a checkpoint is in progress
 	left          bool // init was ended by one, as its caller wished
 	recorded      bool // the exit files are written
+
+	seccomp      *seccomp.Notifier // nil: none
+	seccompTimer *loop.Timer
 }
 
 // New returns a container that Create will make. connected tells whether
@@ -182,6 +186,10 @@ func (c *Container) Create(r CreateRequest, reply func(pid int, err error)) {
 			return
 		}
 	}
+	if err := c.listenSeccomp(); err != nil {
+		reply(0, err)
+		return
+	}
 	var u undo
 	var l launch
 	var err error
@@ -192,6 +200,7 @@ func (c *Container) Create(r CreateRequest, reply func(pid int, err error)) {
 			u.end(&err)
 		}, func() {
 			if err != nil {
+				c.closeSeccomp()
 				reply(0, err)
 				return
 			}
@@ -297,6 +306,7 @@ func (c *Container) Start(limit time.Duration, reply func(pid int, err error)) {
 			return
 		}
 		c.starting = true
+		c.countSeccomp()
 		var err error
 		var l launch
 		restore := c.state == Restorable

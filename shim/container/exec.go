@@ -89,6 +89,7 @@ func (c *Container) StartExec(p *Process, limit time.Duration, reply func(pid in
 			return
 		}
 		p.spec = nil
+		c.countSeccomp()
 		p.adopt(&l, Running, c.ended)
 		p.streams.OpenInput()
 		e := wire.TaskExecStarted{ContainerID: c.h.Plan.ID, ExecID: p.id, Pid: uint32(p.pid)}

@@ -199,6 +199,7 @@ func (c *Container) remove(reply func(pid int, e process.Exit, err error)) {
 			c.steps.Next()
 			return
 		}
+		c.closeSeccomp()
 		c.endStreams(func() {
 			e := wire.TaskDelete{ContainerID: c.h.Plan.ID, Pid: uint32(c.init.pid), ExitStatus: uint32(c.init.exit.Code), ExitedAt: c.init.exit.At}
 			c.publish(e.Topic(), e.TypeURL(), e.Append(nil))

@@ -5,6 +5,7 @@ package container
 import (
 	"github.com/berthd/berth/shim/cgroup"
 	"github.com/berthd/berth/shim/process"
+	"github.com/berthd/berth/shim/seccomp"
 	"github.com/berthd/berth/shim/stdio"
 	"github.com/berthd/berth/shim/wire"
 )
@@ -21,6 +22,8 @@ const (
 	fieldInitEnded
 	fieldClosing
 	fieldRecorded
+	fieldSeccomp
+	fieldSeccompDue
 )
 
 // A process within it.
@@ -46,7 +49,7 @@ const (
 // there, its time limit too; streams that no process has taken yet, and loggers
 // about to end, stay.
 func (c *Container) Movable() bool {
-	movable := c.state != Restorable && !c.steps.Busy()
+	movable := c.state != Restorable && !c.steps.Busy() && (c.seccomp == nil || c.seccomp.Movable())
 	c.each(func(p *Process) { movable = movable && !p.leaving && (p.streams == nil || !p.streams.Ending()) })
 	return movable
 }
@@ -69,6 +72,12 @@ func (c *Container) Snapshot(b []byte, keep func(fd int)) []byte {
 	b = wire.AppendBool(b, fieldMounted, c.mounted)
 	b = wire.AppendBool(b, fieldInitEnded, c.initEnded)
 	b = wire.AppendBool(b, fieldClosing, c.closing)
+	if c.seccomp != nil {
+		b = wire.AppendTag(b, fieldSeccomp, wire.Bytes)
+		mark := wire.Begin(b)
+		b = wire.End(c.seccomp.Snapshot(b, keep), mark)
+		b = wire.AppendBool(b, fieldSeccompDue, c.seccompTimer != nil)
+	}
 	return wire.AppendBool(b, fieldRecorded, c.recorded)
 }
 
@@ -121,6 +130,15 @@ func Restore(h Host, connected bool, b []byte) (*Container, error) {
 			f.Bool(&c.closing)
 		case fieldRecorded:
 			f.Bool(&c.recorded)
+		case fieldSeccomp:
+			if c.seccomp, err = seccomp.Restore(c.h.Loop, f.Bytes); err == nil {
+				c.seccomp.Counted = c.forbidden
+			}
+		case fieldSeccompDue:
+			due := false
+			if f.Bool(&due); due && c.seccomp != nil {
+				c.forbidden()
+			}
 		}
 		if err != nil {
 			return nil, err

@@ -70,6 +70,10 @@ func (p *Plan) fields(c codec) {
 	c.list(76, &p.LogAllowedDirs)
 	c.flag(77, &p.LogNoSync)
 
+	c.text(90, &p.SeccompSocket)
+	number(c, 91, &p.SeccompErrno)
+	c.flag(92, &p.SeccompStop)
+
 	c.text(80, &p.ExitDir)
 	c.list(81, &p.ExitCommand)
 	number(c, 82, &p.ExitDelay)

@@ -32,6 +32,9 @@ const (
 	VerbExit = "exit-command"
 	// OOMFile marks a container that the kernel killed for its memory.
 	OOMFile = "oom"
+	// SeccompFile marks a container that was ended for system calls that it may not
+	// make, and lists them.
+	SeccompFile = "seccomp"
 )
 
 // ServerFD and PlanFD are the descriptors a fresh resident inherits.
@@ -112,6 +115,12 @@ type Plan struct {
 	LogTag            string
 	LogAllowedDirs    []string
 	LogNoSync         bool
+
+	// SeccompSocket is where the runtime sends filters whose calls the shim answers, ""
+	// for none: with SeccompErrno, 0 for EPERM. With SeccompStop they end the container.
+	SeccompSocket string
+	SeccompErrno  int32
+	SeccompStop   bool
 
 	// What is left of a container that has ended.
 	ExitDir     string   // the exit file goes there too, under the container's ID

@@ -27,8 +27,9 @@ var directing = []string{
 	"io.katacontainers.",
 }
 
-// directs tells whether an annotation has to be allowed.
-func directs(key string) bool {
+// Directs tells whether an annotation is for the runtime, and has to be allowed. Those
+// of a pod are for all of its containers.
+func Directs(key string) bool {
 	return slices.ContainsFunc(directing, func(beginning string) bool { return strings.HasPrefix(key, beginning) })
 }
 
@@ -41,7 +42,7 @@ func (h *Handler) Annotations(given map[string]string) (allowed map[string]strin
 		allowed = make(map[string]string, len(given))
 	}
 	for key, value := range given {
-		if directs(key) && !h.allows(key) {
+		if Directs(key) && !h.allows(key) {
 			stripped = append(stripped, key)
 			continue
 		}

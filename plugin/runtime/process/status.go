@@ -33,6 +33,8 @@ const (
 	// What a shim leaves in its bundle, and in the persistent directory "work" there.
 	exitFile = "exit"
 	oomFile  = "oom"
+	// seccompFile lists system calls that the container was ended for.
+	seccompFile = "seccomp"
 )
 
 type stateName = specs.ContainerState
@@ -106,7 +108,7 @@ func (c *Container) Observe(p *task.Process) {
 
 func (c *Container) observe(p *task.Process) {
 	if p.Status == task.Status_STOPPED {
-		c.noteOOM()
+		c.noteCause()
 	}
 	c.change(func(s *State) {
 		switch p.Status {
@@ -165,12 +167,16 @@ func (c *Container) watched(ctx context.Context) {
 // Unwatched says what the field of State means.
 const Unwatched = "its shim has died: it goes on without log, attach and exit code"
 
-// noteOOM looks for the mark of a kill by the kernel. It is there before the end
-// is told.
-func (c *Container) noteOOM() {
+// noteCause looks for the marks of a kill by the kernel, and by the shim. They are
+// there before the end is told.
+func (c *Container) noteCause() {
+	const longest = 4 << 10
 	for _, dir := range c.traces() {
 		if _, err := os.Stat(filepath.Join(dir, oomFile)); err == nil {
 			c.change(func(s *State) { s.OOMKilled = true })
+		}
+		if calls, err := TruncateAndReadFile(filepath.Join(dir, seccompFile), longest); err == nil {
+			c.change(func(s *State) { s.SeccompKilled, s.Error = true, "forbidden system calls: "+string(calls) })
 		}
 	}
 }
@@ -190,7 +196,7 @@ func (c *Container) lookForEnd(ctx context.Context) {
 	limited, cancel := context.WithTimeout(ctx, exitWait)
 	defer cancel()
 	end, err := c.s.tasks.Wait(limited, &tasks.WaitRequest{ContainerID: c.ID})
-	c.noteOOM()
+	c.noteCause()
 	if err == nil {
 		c.change(func(s *State) { s.ended(end.ExitStatus, end.ExitedAt.AsTime()) })
 		return
