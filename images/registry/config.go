@@ -11,7 +11,6 @@ package registry
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -45,7 +44,8 @@ type Config struct {
 	CertsDir string
 	// RegistriesConf is a registries.conf that replaces the system's files, and
 	// RegistriesConfDir a directory of drop-ins that replaces the system's. With
-	// the first alone there are no drop-ins.
+	// the first alone the drop-ins are beside it, in a directory named like it
+	// with ".d".
 	RegistriesConf, RegistriesConfDir string
 	// Aliases is the file to which Record writes. Default: that of the user.
 	Aliases string
@@ -81,7 +81,7 @@ func New(c Config) (*Registry, error) {
 		c.HostsDir = DefaultHostsDir
 	}
 	if c.RegistriesConf != "" && c.RegistriesConfDir == "" {
-		c.RegistriesConfDir = os.DevNull // an empty one; "" is the system's
+		c.RegistriesConfDir = c.RegistriesConf + ".d"
 	}
 	r := &Registry{config: c, insecure: map[string]bool{}, networks: []netip.Prefix{loopback}}
 	for _, entry := range c.Insecure {

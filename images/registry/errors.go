@@ -96,10 +96,10 @@ const accessDenied = "access denied: the repository does not exist or needs a lo
 // is is errors.Is for a value itself: timeouts of net and net/http say that they
 // are the context's.
 func is(err, target error) bool {
-	if err == target { //nolint:errorlint // on purpose, see above
+	if err == target {
 		return true
 	}
-	switch e := err.(type) { //nolint:errorlint // likewise
+	switch e := err.(type) {
 	case interface{ Unwrap() error }:
 		return e.Unwrap() != nil && is(e.Unwrap(), target)
 	case interface{ Unwrap() []error }:

@@ -122,6 +122,24 @@ func TestPassingFaults(t *testing.T) {
 	}
 }
 
+// TestTokenServerIsBusy: whoever gives out tokens gets the same patience.
+func TestTokenServerIsBusy(t *testing.T) {
+	t.Parallel()
+	s := serve(t, server.Options{Auth: server.Token})
+	r := open(t, registry.Config{})
+	a := registry.Access{Credentials: &registry.Credentials{Username: server.Username, Password: server.Password}}
+	defer s.Inject(server.Fault{Path: "/token", Times: 3, Do: server.Answer(503, "UNAVAILABLE", "Retry-After", "0")})()
+	if _, err := resolve(t, r, s.ref, a); err != nil {
+		t.Error(err)
+	}
+	s.Inject(server.Fault{Path: "/token", Do: server.Answer(429, "TOOMANYREQUESTS", "Retry-After", "0")})
+	_, err := resolve(t, r, s.ref, a)
+	if !errdefs.IsResourceExhausted(err) {
+		t.Errorf("error %v, want ErrResourceExhausted", err)
+	}
+	mentions(t, err, s.ref.Text(), "429")
+}
+
 // TestCut: a layer whose connection breaks is asked for from there on.
 func TestCut(t *testing.T) {
 	t.Parallel()

@@ -62,7 +62,7 @@ func open(t testing.TB, c registry.Config) *registry.Registry {
 	t.Helper()
 	dir := t.TempDir()
 	for path, name := range map[*string]string{
-		&c.HostsDir: "hosts", &c.CertsDir: "certs", &c.RegistriesConfDir: "registries.d", &c.Aliases: "aliases.conf",
+		&c.HostsDir: "hosts", &c.CertsDir: "certs", &c.Aliases: "aliases.conf",
 	} {
 		if *path == "" {
 			*path = filepath.Join(dir, name)

@@ -24,9 +24,6 @@ var ErrNoSearchRegistries = errdefs.ErrFailedPrecondition.WithMessage("no unqual
 // nobody. Its class is ErrFailedPrecondition.
 var ErrAmbiguousName = errdefs.ErrFailedPrecondition.WithMessage("short-name mode is enforcing and there is nobody to choose")
 
-// dockerScheme may stand before a name, as tools for several kinds of images have it.
-const dockerScheme = "docker://"
-
 // Candidates returns the references that a name may stand for, in the order in
 // which to try them: one if the name has a registry or is an alias, else one for
 // each unqualified-search registry of registries.conf. There is at least one. A
@@ -34,7 +31,6 @@ const dockerScheme = "docker://"
 // package, and reference.ErrCannotParseImageID. Nothing is asked for over a
 // network.
 func (r *Registry) Candidates(name string) ([]reference.Reference, error) {
-	name = strings.TrimPrefix(name, dockerScheme)
 	// This says why a name is wrong, better than the search does.
 	if _, err := reference.Parse(name); err != nil {
 		return nil, err

@@ -53,8 +53,6 @@ func TestCandidates(t *testing.T) {
 		{"r.io/a", []string{"r.io/a:latest"}},
 		{"docker.io/x", []string{"docker.io/library/x:latest"}},
 		{"localhost/x", []string{"localhost/x:latest"}},
-		{"docker://r.io/a:1", []string{"r.io/a:1"}},
-		{"docker://known:2", []string{"c.io/x/known:2"}},
 	}
 	for _, test := range tests {
 		if diff := cmp.Diff(test.want, candidates(t, r, test.name)); diff != "" {
@@ -65,7 +63,7 @@ func TestCandidates(t *testing.T) {
 
 func TestCandidatesRefused(t *testing.T) {
 	r := configured(t, three, registry.Config{})
-	for _, name := range []string{"", "Foo", "Foo/bar", "a b", "oci://x", "x@sha256:12", someHex} {
+	for _, name := range []string{"", "Foo", "Foo/bar", "a b", "docker://r.io/a", "x@sha256:12", someHex} {
 		if found, err := r.Candidates(name); !errdefs.IsInvalidArgument(err) || found != nil {
 			t.Errorf("candidates for %q: %v, %v; want ErrInvalidArgument", name, found, err)
 		}
@@ -153,6 +151,15 @@ func TestRecord(t *testing.T) {
 	}
 	if err := r.Record("r.io/x", parse(t, "a.io/x")); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("recorded a full name: %v", err)
+	}
+}
+
+func TestDropIns(t *testing.T) {
+	conf := write(t, filepath.Join(t.TempDir(), "registries.conf"), three)
+	write(t, filepath.Join(conf+".d", "50-more.conf"), "[aliases]\n\"more\" = \"d.io/more\"\n")
+	r := open(t, registry.Config{RegistriesConf: conf})
+	if diff := cmp.Diff([]string{"d.io/more:1", "c.io/x/known:1"}, append(candidates(t, r, "more:1"), candidates(t, r, "known:1")...)); diff != "" {
+		t.Error(diff)
 	}
 }
 

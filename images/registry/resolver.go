@@ -130,7 +130,7 @@ func after(earlier, last error) error {
 	if earlier == nil {
 		return last
 	}
-	return fmt.Errorf("%w (before that: %v)", last, earlier) //nolint:errorlint // see above
+	return fmt.Errorf("%w (before that: %v)", last, earlier)
 }
 
 func (s *resolver) Fetcher(ctx context.Context, name string) (remotes.Fetcher, error) {

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
@@ -456,5 +457,60 @@ func TestLinkElsewhere(t *testing.T) {
 	}
 	if n := len(other.Log()); n != 0 {
 		t.Errorf("%d requests elsewhere", n)
+	}
+}
+
+// TestNothingStays: after a while no connection is left, whatever became of what
+// was asked for.
+func TestNothingStays(t *testing.T) {
+	s := serve(t, server.Options{TLS: true})
+	sockets := func() (n int) {
+		links, err := filepath.Glob("/proc/self/fd/*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, link := range links {
+			if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, "socket:") {
+				n++
+			}
+		}
+		return n
+	}
+	before := sockets()
+	r := open(t, registry.Config{})
+	resolver, err := r.Resolver(ctx(t), s.ref, registry.Access{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fetcher, err := resolver.Fetcher(ctx(t), s.ref.Text())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		half, err := fetcher.Fetch(ctx(t), s.layer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.CopyN(io.Discard, half, layerBytes/2); err != nil {
+			t.Error(err)
+		}
+		if err := half.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, do := range []server.Action{server.Answer(503, "UNAVAILABLE", "Retry-After", "0"), server.CutAfter(10), server.Truncate(10)} {
+		remove := s.Inject(server.Fault{Path: s.layer.Digest.String(), Times: 20, Do: do})
+		if _, err := fetchBy(ctx(t), resolver, s.ref, s.layer); err != nil {
+			t.Log(err)
+		}
+		remove()
+	}
+	if _, err := r.Tags(ctx(t), s.ref, registry.Access{}); err != nil {
+		t.Error(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); sockets() > before; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d sockets, before %d", sockets(), before)
+		}
 	}
 }
