@@ -194,8 +194,19 @@ func (g *guarded) pull(t *testing.T, name string, auth *runtime.AuthConfig) erro
 
 // ctr pulls by ctr.
 func (g *guarded) ctr(name string, flags ...string) error {
-	args := append([]string{"images", "pull"}, append(flags, g.registry.Address+"/"+name)...)
-	if out, err := g.Ctr(args...).CombinedOutput(); err != nil {
+	return quietly(g.Ctr(append([]string{"images", "pull"}, append(flags, g.registry.Address+"/"+name)...)...))
+}
+
+// berth executes berth's command line.
+func (g *guarded) berth(args ...string) error {
+	cmd := exec.Command(host.Build("bin/berth"), args...)
+	cmd.Env = g.Environ()
+	return quietly(cmd)
+}
+
+// quietly runs a command and returns what it said if it failed.
+func quietly(cmd *exec.Cmd) error {
+	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
 	return nil
@@ -266,6 +277,7 @@ func TestPolicyDocument(t *testing.T) {
 		const class = "SignatureValidationFailed: signature rejected"
 		refused(t, "CRI: "+name, g.pull(t, name, nil), class, reason)
 		refused(t, "ctr: "+name, g.ctr(name), class, reason)
+		refused(t, "berth: "+name, g.berth("image", "pull", g.registry.Address+"/"+name), class, reason)
 		if n := g.registry.Count(http.MethodGet, "/blobs/"); n > 0 {
 			t.Errorf("%s: %d blobs were fetched", name, n)
 		}
@@ -278,9 +290,16 @@ func TestPolicyDocument(t *testing.T) {
 		if err := g.ctr(name); err != nil {
 			t.Errorf("ctr: %v", err)
 		}
+		if err := g.berth("image", "pull", g.registry.Address+"/"+name); err != nil {
+			t.Errorf("berth: %v", err)
+		}
 	}
 	if err := g.ctr("other/app:1", "--local"); err != nil {
 		t.Errorf("ctr --local: %v", err)
+	}
+	refused(t, "verify", g.berth("image", "verify", g.registry.Address+"/other/app:1"), "SignatureValidationFailed")
+	if err := g.berth("image", "verify", g.registry.Address+"/team/app:1"); err != nil {
+		t.Errorf("verify: %v", err)
 	}
 	got := g.checks(t)
 	if c := got["image verifier"]; c[0] != "ok" || !strings.Contains(c[1], g.bin) || !strings.Contains(c[1], "not asked by `ctr images pull --local`") {
