@@ -93,8 +93,13 @@ func (p *preparation) run(ctx context.Context) (*Layer, error) {
 			return nil, err
 		}
 	}
+	if r.Init == nil && base == "" && !r.IDs.Empty() {
+		// Containerd's overlayfs binds what has nothing below it, and a bound folder
+		// with a map belongs to nobody in the container.
+		r.Init = func(string) error { return nil }
+	}
 	if r.Init != nil {
-		if base, err = p.initialize(ctx, base); err != nil {
+		if base, err = p.initialize(ctx, base, r.Init); err != nil {
 			return nil, err
 		}
 	}
@@ -117,9 +122,9 @@ func (p *preparation) run(ctx context.Context) (*Layer, error) {
 
 // initialize makes the layer of Init and returns its snapshot. It comes below the map
 // of owners, so that Init need not know of it.
-func (p *preparation) initialize(ctx context.Context, base string) (string, error) {
+func (p *preparation) initialize(ctx context.Context, base string, change func(root string) error) (string, error) {
 	name := p.request.ID + "-init"
-	return name, p.derive(ctx, derivation{name: name, key: name + "-key", base: base}, p.request.Init)
+	return name, p.derive(ctx, derivation{name: name, key: name + "-key", base: base}, change)
 }
 
 // remap returns the snapshot whose files have the container's owners: the given one
