@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command berth makes, runs and shows pods and containers of containerd. Its parts
-// are in the packages below; the work is done by plugin/runtime.
+// Command berth makes, runs and shows pods, containers and images of containerd. Its
+// parts are in the packages below; the work is done by plugin/runtime and images.
 package main
 
 import (

@@ -73,6 +73,9 @@ type Config struct {
 	// the same time. 0: the service's default.
 	MaxConcurrentDownloads int `toml:"max_concurrent_downloads"`
 	MaxConcurrentUploads   int `toml:"max_concurrent_uploads"`
+	// MaxUnpackedSize is what the layers of an image may unpack to together: bytes, or
+	// a text such as "64GiB". 0: the service's default.
+	MaxUnpackedSize options.Size `toml:"max_unpacked_size"`
 	// PullProgressTimeout ends a pull of which nothing has arrived for so long, once
 	// it has begun to arrive: seconds or a text such as "1m". 0: never.
 	PullProgressTimeout options.Duration `toml:"pull_progress_timeout"`

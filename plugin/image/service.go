@@ -25,6 +25,9 @@ type Host struct {
 	// Choose selects one of several registries for a short name, where
 	// registries.conf wants somebody to be asked. Nil: there is nobody to ask.
 	Choose func(name string, candidates []reference.Reference) (reference.Reference, error)
+	// PullCommand makes the same service in another process and calls its ServePull.
+	// Empty: there are no pulls in a cgroup of their own.
+	PullCommand []string
 }
 
 // Service returns the service that the configuration describes. It makes no
@@ -49,5 +52,7 @@ func (c *Config) Service(h Host) (*images.Service, error) {
 		DecryptionKeys: c.DecryptionKeysPath,
 		MaxDownloads:   c.MaxConcurrentDownloads,
 		MaxUploads:     c.MaxConcurrentUploads,
+		MaxUnpacked:    int64(c.MaxUnpackedSize),
+		PullCommand:    h.PullCommand,
 	})
 }

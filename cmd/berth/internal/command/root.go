@@ -24,15 +24,15 @@ const (
 func Root(s *session.Session, version string) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "berth",
-		Short: "Pods and containers on containerd",
-		Long: `berth makes, runs and shows pods and containers of containerd. It has no daemon: what
-it makes is containerd's, and goes on without it. Images are those that containerd has,
-pulled by ctr or nerdctl into the same namespace.
+		Short: "Pods, containers and images on containerd",
+		Long: `berth makes, runs and shows pods, containers and images of containerd. It has no daemon:
+what it makes is containerd's, and goes on without it.
 
 Before the command, -a and -n are short for --address and --namespace, as ctr has them.
 Exit codes: 0, that of a process in a container, 125 when berth could not do it.`,
 		Example: `  berth pod create -p 8080:80 web
   berth run -d --pod web --name app docker.io/library/nginx:latest
+  berth images
   berth logs -f app
   berth pod rm -f web`,
 		Version:          version,
@@ -60,6 +60,8 @@ Exit codes: 0, that of a process in a container, 125 when berth could not do it.
 	for _, c := range []*cobra.Command{
 		short(container.Run(s), "container"), short(container.Exec(s), "container"), short(container.Logs(s), "container"),
 		renamed(container.List(s), "ps", "container ls"), renamed(pod.List(s), "pods", "pod ls"),
+		short(image.Pull(s), "image"), short(image.Push(s), "image"),
+		renamed(image.List(s), "images", "image ls"), renamed(image.Remove(s), "rmi", "image rm"),
 	} {
 		c.GroupID = often
 		root.AddCommand(c)

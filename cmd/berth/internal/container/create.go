@@ -11,34 +11,51 @@ import (
 
 	"github.com/berthd/berth/cmd/berth/internal/argument"
 	"github.com/berthd/berth/cmd/berth/internal/exit"
+	"github.com/berthd/berth/cmd/berth/internal/image"
 	"github.com/berthd/berth/cmd/berth/internal/session"
 	"github.com/berthd/berth/cmd/berth/internal/terminal"
 	"github.com/berthd/berth/plugin/runtime"
 	"github.com/berthd/berth/plugin/runtime/process/detach"
 )
 
+// asked are the flags of a new container, and of where its image comes from.
+type asked struct {
+	argument.Container
+	source image.Source
+}
+
+// find finds the image of a request, and pulls it if need be.
+func (a *asked) find(ctx context.Context, s *session.Session, r *runtime.ContainerRequest) (err error) {
+	r.ImageRecord, err = a.source.Record(ctx, s, r.Image, r.Platform)
+	return err
+}
+
 // newContainer is a command that makes a container.
-func newContainer(s *session.Session, c *cobra.Command, flags *argument.Container) *cobra.Command {
+func newContainer(s *session.Session, c *cobra.Command, flags *asked) *cobra.Command {
 	c.Args = cobra.MinimumNArgs(1)
 	c.ValidArgsFunction = s.Images
 	flags.Bind(c.Flags())
+	flags.source.Bind(c.Flags())
 	c.Flags().SetInterspersed(false)                   // what follows the image is the container's
 	_ = c.RegisterFlagCompletionFunc("pod", s.Pods(0)) // there is the flag
 	return c
 }
 
 func create(s *session.Session) *cobra.Command {
-	var flags argument.Container
+	var flags asked
 	return newContainer(s, &cobra.Command{
 		Use:   "create [flags] IMAGE [ARG...]",
 		Short: "Make a container, ready to be started",
-		Long: `Make a container of an image that containerd has, and write its ID. Without --pod a pod
-is made for it, which is removed with it. "berth container start" starts it.`,
+		Long: `Make a container of an image, which is pulled if it is not here, and write its ID. Without
+--pod a pod is made for it, which is removed with it. "berth container start" starts it.`,
 		Example: `  berth container create --pod web --name app docker.io/library/nginx:latest
   berth container create --memory 256m --cpus 0.5 -v /srv:/data:ro busybox httpd -f`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := flags.Request(args[0], args[1:])
 			if err != nil {
+				return err
+			}
+			if err := flags.find(cmd.Context(), s, &r); err != nil {
 				return err
 			}
 			return s.Do(cmd.Context(), func(ctx context.Context, service *runtime.Service) error {
@@ -55,14 +72,14 @@ is made for it, which is removed with it. "berth container start" starts it.`,
 
 // Run is `berth container run`.
 func Run(s *session.Session) *cobra.Command {
-	var flags argument.Container
+	var flags asked
 	var leave, remove bool
 	keys := detach.Default
 	c := newContainer(s, &cobra.Command{
 		Use:   "run [flags] IMAGE [ARG...]",
 		Short: "Make and start a container",
-		Long: `Make a container of an image that containerd has, start it, and be its input and output
-until it ends. The exit code is the container's; 125 tells that berth could not do it,
+		Long: `Make a container of an image, which is pulled if it is not here, start it, and be its input
+and output until it ends. The exit code is the container's; 125 tells that berth could not do it,
 126 and 127 that the program cannot be executed or is not there.
 
 Signals go to the container; the third SIGINT or SIGTERM ends berth alone. With a
@@ -78,18 +95,21 @@ terminal ctrl-p ctrl-q leaves the container alone.`,
 			if leave && remove {
 				return session.Usage("--rm with -d: nobody would be there to remove it, berth has no daemon; see `berth container rm`")
 			}
+			f := foreground{s: s, in: r.Stdin, remove: remove}
+			if f.keys, err = detach.Parse(keys); err != nil {
+				return err
+			}
+			if err := mustBeTerminal(s, r.TTY && r.Stdin && !leave); err != nil {
+				return err
+			}
+			if err := flags.find(cmd.Context(), s, &r); err != nil {
+				return err
+			}
 			if leave {
 				r.StdinOnce = false // for whoever attaches, any number of times
 				return s.Do(cmd.Context(), func(ctx context.Context, service *runtime.Service) error {
 					return background(ctx, s, service, r)
 				})
-			}
-			f := foreground{s: s, in: r.Stdin, remove: remove}
-			if f.keys, err = detach.Parse(keys); err != nil {
-				return err
-			}
-			if err := mustBeTerminal(s, r.TTY && r.Stdin); err != nil {
-				return err
 			}
 			return s.Do(cmd.Context(), func(ctx context.Context, service *runtime.Service) error {
 				c, err := service.CreateContainer(ctx, r)

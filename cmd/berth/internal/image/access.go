@@ -11,34 +11,20 @@ import (
 
 	"github.com/berthd/berth/cmd/berth/internal/session"
 	"github.com/berthd/berth/images/registry"
-	"github.com/berthd/berth/plugin/image"
+	config "github.com/berthd/berth/plugin/image"
 )
 
 // access are the flags of how a registry is spoken to.
 type access struct {
-	creds, authFile, policy string
-	tlsVerify, plain        bool
-	flags                   *pflag.FlagSet
+	creds, authFile  string
+	tlsVerify, plain bool
 }
 
 func (a *access) bind(flags *pflag.FlagSet) {
-	a.flags = flags
 	flags.StringVar(&a.creds, "creds", "", "`USER[:PASSWORD]` for the registry; without a password it is asked for")
 	flags.StringVar(&a.authFile, "authfile", os.Getenv("REGISTRY_AUTH_FILE"), "`FILE` of credentials, as podman login writes it [$REGISTRY_AUTH_FILE]")
 	flags.BoolVar(&a.tlsVerify, "tls-verify", true, "check the registry's certificate; without, plain HTTP is tried too")
 	flags.BoolVar(&a.plain, "plain-http", false, "speak plain HTTP to the registry")
-}
-
-// bindPolicy declares what is for pulls alone.
-func (a *access) bindPolicy(flags *pflag.FlagSet) {
-	flags.StringVar(&a.policy, "signature-policy", "", "`FILE` of which images are accepted (default /etc/containers/policy.json)")
-}
-
-// configure puts the flags over the configuration.
-func (a *access) configure(c *image.Config) {
-	if a.policy != "" {
-		c.SignaturePolicy, c.SignaturePolicyDir = a.policy, ""
-	}
 }
 
 // access is what the flags say, for one registry. A password is asked for once.
@@ -66,4 +52,19 @@ func (a *access) access(s *session.Session) (registry.Access, error) {
 	}
 	r.Credentials = &registry.Credentials{Username: user, Password: password}
 	return r, nil
+}
+
+// acceptance are the flags of which signature policy counts.
+type acceptance struct{ policy, namespace string }
+
+func (a *acceptance) bind(flags *pflag.FlagSet) {
+	flags.StringVar(&a.policy, "signature-policy", "", "`FILE` of which images are accepted (default /etc/containers/policy.json)")
+	flags.StringVar(&a.namespace, "policy-namespace", "", "`NAMESPACE` whose policy counts, as that of a pod")
+}
+
+// configure puts the flags over the configuration.
+func (a *acceptance) configure(c *config.Config) {
+	if a.policy != "" {
+		c.SignaturePolicy, c.SignaturePolicyDir = a.policy, ""
+	}
 }

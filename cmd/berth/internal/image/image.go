@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -40,7 +41,9 @@ Registries, signature policies and pins are those of the host's files; see the t
 		Args: cobra.NoArgs,
 	}
 	c.AddCommand(
-		List(s), verify(s),
+		Pull(s), Push(s), servePull(s),
+		List(s), candidates(s), checkAll(s), verify(s),
+		untag(s), Remove(s), prune(s), pinned(s), unpin(s),
 		save(s), load(s), importRoot(s),
 	)
 	return c
@@ -60,13 +63,25 @@ func do(ctx context.Context, s *session.Session, change func(*config.Config), f 
 		service, err := settings.Service(config.Host{
 			Client: c, Namespace: s.Namespace, Snapshotter: s.Snapshotter,
 			Mounts: filepath.Join(s.State, s.Namespace, "images"),
-			Choose: chooser(s),
+			Choose: chooser(s), PullCommand: again(s, "image", pullCommand),
 		})
 		if err != nil {
 			return err
 		}
 		return f(ctx, service)
 	})
+}
+
+// again is a call of this program that works on the same things.
+func again(s *session.Session, args ...string) []string {
+	program, err := os.Executable()
+	if err != nil {
+		return nil // there is no /proc, and nothing else that needs it
+	}
+	return append([]string{
+		program, "--address", s.Address, "--namespace", s.Namespace, "--snapshotter", s.Snapshotter,
+		"--root", s.Root, "--state", s.State, "--config", s.Config,
+	}, args...)
 }
 
 // completionLimit is how long a shell is kept waiting.

@@ -15,8 +15,8 @@ import (
 
 func verify(s *session.Session) *cobra.Command {
 	var a access
+	var rules acceptance
 	var remote bool
-	var namespace string
 	c := &cobra.Command{
 		Use:   "verify [flags] NAME...",
 		Short: "Hold images against the signature policy",
@@ -32,13 +32,13 @@ changed; pulls do the same before they fetch a layer.`,
 			if err != nil {
 				return err
 			}
-			return do(cmd.Context(), s, a.configure, func(ctx context.Context, service *images.Service) error {
+			return do(cmd.Context(), s, rules.configure, func(ctx context.Context, service *images.Service) error {
 				return each(args, func(name string) error {
 					ref, err := reference.Parse(name)
 					if err != nil {
 						return err
 					}
-					r := images.VerifyRequest{Reference: ref, PolicyNamespace: namespace, Access: access}
+					r := images.VerifyRequest{Reference: ref, PolicyNamespace: rules.namespace, Access: access}
 					if !remote {
 						stored, err := service.Store().Resolve(ctx, name)
 						if err != nil {
@@ -57,8 +57,7 @@ changed; pulls do the same before they fetch a layer.`,
 		},
 	}
 	a.bind(c.Flags())
-	a.bindPolicy(c.Flags())
+	rules.bind(c.Flags())
 	c.Flags().BoolVar(&remote, "remote", false, "what the registry has by that name now")
-	c.Flags().StringVar(&namespace, "policy-namespace", "", "`NAMESPACE` whose policy counts, as that of a pod")
 	return c
 }

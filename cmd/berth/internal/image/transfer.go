@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package image
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/berthd/berth/cmd/berth/internal/argument"
+	"github.com/berthd/berth/cmd/berth/internal/progress"
+	"github.com/berthd/berth/cmd/berth/internal/session"
+	"github.com/berthd/berth/images"
+	"github.com/berthd/berth/images/transfer"
+	config "github.com/berthd/berth/plugin/image"
+)
+
+// shown are the flags of what is shown of a transfer.
+type shown struct {
+	quiet bool
+	mode  progress.Mode
+}
+
+func (o *shown) bind(flags *pflag.FlagSet) {
+	o.bindProgress(flags)
+	flags.BoolVarP(&o.quiet, "quiet", "q", false, "show no progress, write the result alone")
+}
+
+func (o *shown) bindProgress(flags *pflag.FlagSet) {
+	o.mode = progress.Auto
+	flags.Var(&o.mode, "progress", "how it is shown what moves")
+}
+
+// follow calls f with what shows progress on stderr, which ends with it.
+func (o *shown) follow(s *session.Session, f func(func(transfer.Progress)) error) error {
+	mode := o.mode
+	if o.quiet {
+		mode = progress.None
+	}
+	display := progress.New(s.Err, mode)
+	defer display.Close()
+	return f(func(p transfer.Progress) { display.Show(part(p)) })
+}
+
+// part is what is shown of a blob.
+func part(p transfer.Progress) progress.Part {
+	const short = 12 // digits, as of IDs
+	status := string(p.Status)
+	if p.From != "" {
+		status += " from " + p.From
+	}
+	return progress.Part{
+		Name: p.Digest.Encoded()[:short], Status: status, Done: p.Offset, Total: p.Total,
+		// What was there already may have to be unpacked yet.
+		Ended: p.Status.Ended() && p.Status != transfer.Exists,
+	}
+}
+
+// pulls are the flags of a pull, as `pull` and `run` have them.
+type pulls struct {
+	access
+	acceptance
+	shown
+
+	keys, timeout, cgroup string
+	settings              *config.Config
+}
+
+func (p *pulls) bind(flags *pflag.FlagSet) {
+	p.access.bind(flags)
+	p.acceptance.bind(flags)
+	p.shown.bind(flags)
+}
+
+// bindRest declares what is for `pull` alone.
+func (p *pulls) bindRest(flags *pflag.FlagSet) {
+	flags.StringVar(&p.keys, "decryption-keys", "", "`DIRECTORY` of private keys for encrypted images")
+	flags.StringVar(&p.timeout, "timeout", "", "`SECONDS` without progress after which to give up; 0: never")
+	flags.StringVar(&p.cgroup, "cgroup", "", "systemd's `SLICE` in which to pull, in a scope of its own")
+}
+
+// configure takes the configuration, over which it puts the flags.
+func (p *pulls) configure(c *config.Config) {
+	p.acceptance.configure(c)
+	p.settings = c
+}
+
+// request is what flags and configuration say, but for the name.
+func (p *pulls) request(s *session.Session) (r images.PullRequest, err error) {
+	r = images.PullRequest{
+		PolicyNamespace: p.namespace, DecryptionKeys: p.keys,
+		Cgroup: cmp.Or(p.cgroup, p.settings.SeparatePullCgroup), ProgressTimeout: p.settings.PullProgressTimeout.Duration,
+	}
+	if r.Access, err = p.access.access(s); err != nil {
+		return r, err
+	}
+	if p.timeout != "" {
+		r.ProgressTimeout, err = argument.Timeout(p.timeout)
+	}
+	return r, err
+}
+
+// Pull is `berth image pull`.
+func Pull(s *session.Session) *cobra.Command {
+	var flags pulls
+	var platforms platformList
+	var tags bool
+	c := &cobra.Command{
+		Use:   "pull [flags] NAME...",
+		Short: "Fetch images from registries",
+		Long: `Fetch images from registries, unpack them, and write their names with the digests that
+were found. The signature policy is asked before any layer is fetched. A short name is
+looked for where registries.conf says. What is here already is not fetched again, and
+what an interrupted pull has fetched is used by the next one.`,
+		Example: `  berth pull docker.io/library/nginx:latest
+  berth pull --platform linux/arm64 alpine:3
+  berth pull -a registry.example/app
+  berth pull --creds me --authfile ./auth.json registry.example/private:1`,
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: names(s, 0),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return do(cmd.Context(), s, flags.configure, func(ctx context.Context, service *images.Service) error {
+				r, err := flags.request(s)
+				if err != nil {
+					return err
+				}
+				p := puller{service: service, request: r, shown: flags.shown}
+				return each(args, func(name string) error {
+					p.request.Name = name
+					switch {
+					case tags:
+						return p.tags(ctx, s, platforms)
+					case platforms.all || len(platforms.texts) > 0:
+						return p.platforms(ctx, s, platforms)
+					}
+					return p.pull(ctx, s)
+				})
+			})
+		},
+	}
+	flags.bind(c.Flags())
+	flags.bindRest(c.Flags())
+	platforms.bindAll(c.Flags())
+	c.Flags().BoolVarP(&tags, "all-tags", "a", false, "all tags of the repositories")
+	return c
+}
+
+// servePull does a pull for another berth, in a cgroup of its own; see
+// images.Config.PullCommand.
+func servePull(s *session.Session) *cobra.Command {
+	return &cobra.Command{
+		Use:    pullCommand,
+		Short:  "Do one pull for another berth",
+		Args:   cobra.NoArgs,
+		Hidden: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return do(cmd.Context(), s, nil, func(ctx context.Context, service *images.Service) error {
+				return service.ServePull(ctx, s.In, s.Out, s.Err)
+			})
+		},
+	}
+}
+
+// pullCommand is the name of servePull.
+const pullCommand = "serve-pull"
+
+// puller pulls what a request names.
+type puller struct {
+	service *images.Service
+	request images.PullRequest
+	shown   shown
+}
+
+// pull pulls one image and writes what it is.
+func (p *puller) pull(ctx context.Context, s *session.Session) error {
+	result, err := p.get(ctx, s)
+	if err != nil {
+		return err
+	}
+	return p.told(s, result)
+}
+
+// platforms pulls several variants of an image, one after the other.
+func (p *puller) platforms(ctx context.Context, s *session.Session, wanted platformList) error {
+	list := wanted.texts
+	if wanted.all {
+		first, err := p.get(ctx, s)
+		if err != nil {
+			return err
+		}
+		if list, err = variants(ctx, p.service, first.Target); err != nil {
+			return err
+		}
+		if len(list) == 0 {
+			return p.told(s, first)
+		}
+	}
+	var result images.PullResult
+	for _, platform := range list {
+		p.request.Platforms = []string{platform}
+		var err error
+		if result, err = p.get(ctx, s); err != nil {
+			return fmt.Errorf("platform %s: %w", platform, err)
+		}
+	}
+	return p.told(s, result)
+}
+
+// variants are the platforms that an index lists.
+func variants(ctx context.Context, service *images.Service, target v1.Descriptor) (list []string, err error) {
+	return nil, nil
+}
+
+// get pulls one image and shows how.
+func (p *puller) get(ctx context.Context, s *session.Session) (result images.PullResult, err error) {
+	err = p.shown.follow(s, func(tell func(transfer.Progress)) error {
+		r := p.request
+		r.Progress = tell
+		result, err = p.service.Pull(ctx, r)
+		return err
+	})
+	return result, err
+}
+
+func (p *puller) told(s *session.Session, result images.PullResult) error {
+	if !p.shown.quiet {
+		what := "is up to date"
+		if result.Updated {
+			what = "is new"
+		}
+		_, _ = fmt.Fprintf(s.Err, "%s: %s\n", p.request.Name, what) // beside the result
+	}
+	_, err := fmt.Fprintln(s.Out, result.Reference.Text())
+	return err
+}
+
+// tags pulls all tags of a repository.
+func (p *puller) tags(ctx context.Context, s *session.Session, platforms platformList) (err error) {
+	r := p.request
+	r.Platforms = platforms.texts
+	if platforms.all {
+		return session.Usage("--all-tags with --all-platforms")
+	}
+	var results []images.PullResult
+	err = p.shown.follow(s, func(tell func(transfer.Progress)) error {
+		r.Progress = tell
+		results, err = p.service.PullAll(ctx, r)
+		return err
+	})
+	for _, result := range results {
+		err = errors.Join(err, p.told(s, result))
+	}
+	return err
+}
+
+// Push is `berth image push`.
+func Push(s *session.Session) *cobra.Command {
+	var a access
+	var o shown
+	var platforms platformList
+	var tags bool
+	c := &cobra.Command{
+		Use:   "push [flags] NAME...",
+		Short: "Send images to their registries",
+		Long: `Send images to the registries that their names say, and write the names with the digests
+that they have there. Layers that a registry has under another name are not sent again.
+Of an image for several platforms all is sent if all is here, else what suits this host
+best, or --platform.`,
+		Example: `  berth image tag app:1 registry.example/app:1 && berth push registry.example/app:1
+  berth push -a --creds me registry.example/app`,
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: names(s, 0),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			access, err := a.access(s)
+			if err != nil {
+				return err
+			}
+			if _, err := platforms.one(); err != nil {
+				return err
+			}
+			r := images.PushRequest{Access: access, Platform: platforms.String()}
+			return do(cmd.Context(), s, nil, func(ctx context.Context, service *images.Service) error {
+				return each(args, func(name string) error {
+					r.Name = name
+					return push(ctx, s, service, r, tags, o)
+				})
+			})
+		},
+	}
+	a.bind(c.Flags())
+	o.bind(c.Flags())
+	platforms.bind(c.Flags())
+	c.Flags().BoolVarP(&tags, "all-tags", "a", false, "all tags of the repositories that are here")
+	return c
+}
+
+// push sends an image, or all tags of a repository, and writes what they are there.
+func push(ctx context.Context, s *session.Session, service *images.Service, r images.PushRequest, tags bool, o shown) error {
+	var results []images.PushResult
+	err := o.follow(s, func(tell func(transfer.Progress)) (err error) {
+		r.Progress = tell
+		if tags {
+			results, err = service.PushAll(ctx, r)
+			return err
+		}
+		result, err := service.Push(ctx, r)
+		if err == nil {
+			results = append(results, result)
+		}
+		return err
+	})
+	for _, result := range results {
+		if result.Instead != nil {
+			// It is not what the name stands for here: somebody should know.
+			_, _ = fmt.Fprintf(s.Err, "berth: warning: %s: the index %s is not all here (%d blobs are missing), its manifest %s was pushed alone\n",
+				r.Name, result.Instead.Digest, len(result.Missing), result.Target.Digest)
+		}
+		_, wrong := fmt.Fprintln(s.Out, result.Reference.Text())
+		err = errors.Join(err, wrong)
+	}
+	return err
+}
