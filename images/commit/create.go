@@ -76,15 +76,33 @@ func (m *Maker) create(ctx context.Context, r CreateRequest) (Image, error) {
 		}
 		d.layers = append(d.layers, last)
 	}
-	n, all := len(d.diffIDs), image.RootFS.DiffIDs
-	if len(all) != len(d.layers) || !slices.Equal(all[:n], d.diffIDs) {
-		return Image{}, fmt.Errorf("configuration: its %d layers are not the %d of the image: %w", len(all), len(d.layers), errdefs.ErrInvalidArgument)
+	if err := m.match(ctx, d, image.RootFS.DiffIDs); err != nil {
+		return Image{}, err
 	}
 	labels, err := m.stepLabels(ctx, b, fields[memberContainerConfig])
 	if err != nil {
 		return Image{}, err
 	}
-	return m.record(ctx, d, document{raw: r.Config, diffIDs: all}, labels)
+	return m.record(ctx, d, document{raw: r.Config, diffIDs: image.RootFS.DiffIDs}, labels)
+}
+
+// match wants a configuration to name the layers of the parent and the one that comes
+// with them.
+func (m *Maker) match(ctx context.Context, d draft, named []digest.Digest) error {
+	n := len(d.diffIDs)
+	if len(named) != len(d.layers) || !slices.Equal(named[:n], d.diffIDs) {
+		return fmt.Errorf("configuration: its %d layers are not the %d of the image: %w", len(named), len(d.layers), errdefs.ErrInvalidArgument)
+	}
+	for _, last := range d.layers[n:] {
+		diffID, err := images.GetDiffID(ctx, m.Client.ContentStore(), last)
+		if err != nil {
+			return fmt.Errorf("layer %s: %w", last.Digest, err)
+		}
+		if diffID != named[n] {
+			return fmt.Errorf("layer %s is %s, and %s in the configuration: %w", last.Digest, diffID, named[n], errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
 }
 
 // document is a configuration that is written as it is.
