@@ -84,8 +84,7 @@ type lease struct {
 func (a *Archiver) lease(ctx context.Context, purpose string) (context.Context, *lease, error) {
 	ctx = a.Store.Context(ctx)
 	manager := a.Client.LeasesService()
-	made, err := manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime),
-		leases.WithLabel("containerd.io/lease.berth.purpose", purpose))
+	made, err := manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime))
 	if err != nil {
 		return nil, nil, fmt.Errorf("lease to %s images: %w", purpose, err)
 	}

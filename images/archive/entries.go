@@ -40,7 +40,8 @@ const dockerManifest = "manifest.json"
 type entries struct {
 	in    *tar.Reader
 	out   *tar.Writer
-	ready bytes.Buffer // of what is given out next
+	piece [64 << 10]byte
+	ready bytes.Buffer // what is given out next
 	count int
 	err   error // that comes after ready
 }
@@ -64,13 +65,13 @@ func (e *entries) Read(p []byte) (int, error) {
 
 // fill gets ready a piece of the entry at hand or, at its end, the next header.
 func (e *entries) fill() error {
-	const piece = 64 << 10
-	n, err := io.CopyN(e.out, e.in, piece)
+	n, err := e.in.Read(e.piece[:])
+	if n > 0 {
+		_, err := e.out.Write(e.piece[:n])
+		return err // that of Read comes again
+	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("archive: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	if n > 0 {
-		return nil
 	}
 	for {
 		header, err := e.in.Next()

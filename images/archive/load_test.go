@@ -15,7 +15,9 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/zstd"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -23,6 +25,7 @@ import (
 
 	"github.com/berthd/berth/images/archive"
 	"github.com/berthd/berth/images/store"
+	"github.com/berthd/berth/integration/host"
 	"github.com/berthd/berth/integration/image"
 )
 
@@ -386,19 +389,24 @@ func TestLoadTogether(t *testing.T) {
 	r := open(t)
 	// What a load with ctr that was killed leaves: an ingest that is not what it seems.
 	ctx := r.store.Context(timeout(t))
-	w, err := content.OpenWriter(ctx, r.d.Client().ContentStore(), content.WithRef("tar-index.json"))
+	manager := r.d.Client().LeasesService()
+	lease, err := manager.Create(ctx, leases.WithRandomID())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Write([]byte("something else")); err != nil {
-		t.Fatal(err)
-	}
 	defer func() {
-		if err := r.d.Client().ContentStore().Abort(ctx, "tar-index.json"); err != nil {
+		if err := manager.Delete(ctx, lease); err != nil {
 			t.Error(err)
 		}
 	}()
+	w, err := content.OpenWriter(leases.WithLease(ctx, lease.ID), r.d.Client().ContentStore(), content.WithRef("tar-index.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer w.Close()
+	if _, err := w.Write([]byte("something else")); err != nil {
+		t.Fatal(err)
+	}
 
 	var group sync.WaitGroup
 	for i := range 4 {
@@ -448,4 +456,69 @@ type calling func()
 func (f calling) Read([]byte) (int, error) {
 	f()
 	return 0, io.EOF
+}
+
+// TestLoadForKubernetes makes the records that containerd's CRI plugin expects.
+func TestLoadForKubernetes(t *testing.T) {
+	open(t) // the daemon
+	r := openIn(t, shared.d, store.KubernetesNamespace)
+	a, b := plain(t, "berth.test/a:1", "a"), plain(t, "berth.test/b:1", "b")
+	r.load(t, packed(t, a))
+	r.load(t, untitled(t, b))
+	r.wantNames(t, "berth.test/a:1", "berth.test/a@"+a.Manifest().Digest.String(),
+		r.document(t, a.Manifest()).Config.Digest.String(), r.document(t, b.Manifest()).Config.Digest.String())
+	r.wantComplete(t, "berth.test/a:1")
+
+	to := open(t)
+	to.load(t, r.save(t, "berth.test/a:1", r.document(t, b.Manifest()).Config.Digest.Encoded()))
+	to.wantNames(t, "berth.test/a:1", store.DanglingName(b.Manifest().Digest))
+}
+
+// TestLoadWhileKilled has containerd go away in the middle.
+func TestLoadWhileKilled(t *testing.T) {
+	d := host.Run(t, host.Options{Images: []string{}})
+	own, err := client.New(d.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	a := archive.New(archive.Config{
+		Client:      own,
+		Store:       store.New(own, store.Options{Namespace: "killed"}),
+		Snapshotter: snapshotter,
+	})
+	stream := packed(t, build(t, image.Noise(1, 20<<20), "berth.test/noise:1"))
+	kill := func() {
+		if err := d.Kill(); err != nil {
+			t.Error(err)
+		}
+	}
+	_, err = a.Load(timeout(t), archive.LoadRequest{Archive: io.MultiReader(
+		bytes.NewReader(stream[:10<<20]), during(kill), bytes.NewReader(stream[10<<20:]),
+	)})
+	if !errdefs.IsUnavailable(err) || errdefs.IsInvalidArgument(err) {
+		t.Errorf("%v, want that containerd is not available", err)
+	}
+	if err := d.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r := openIn(t, d, "killed")
+	r.wantNames(t)
+	r.load(t, stream)
+	r.wantComplete(t, "berth.test/noise:1")
+	r.abandoned(t)
+}
+
+// abandoned ends the leases that a killed operation has left to expire.
+func (r *rig) abandoned(t *testing.T) {
+	t.Helper()
+	ctx := r.store.Context(timeout(t))
+	manager := r.d.Client().LeasesService()
+	all, err := manager.List(ctx)
+	if err != nil || len(all) != 1 || all[0].Labels["containerd.io/gc.expire"] == "" {
+		t.Fatalf("leases %v, %v; want one that expires", all, err)
+	}
+	if err := manager.Delete(ctx, all[0]); err != nil {
+		t.Error(err)
+	}
 }

@@ -75,13 +75,16 @@ func open(t testing.TB) *rig {
 	if shared.err != nil {
 		t.Fatal(shared.err)
 	}
-	r := &rig{d: shared.d}
-	r.store = store.New(shared.d.Client(), store.Options{
-		Namespace: fmt.Sprintf("archive-%d", namespaces.Add(1)),
-		Events:    r.hear,
-	})
+	return openIn(t, shared.d, fmt.Sprintf("archive-%d", namespaces.Add(1)))
+}
+
+// openIn is open for a daemon and a namespace.
+func openIn(t testing.TB, d *host.Daemon, namespace string) *rig {
+	t.Helper()
+	r := &rig{d: d}
+	r.store = store.New(d.Client(), store.Options{Namespace: namespace, Events: r.hear})
 	r.Archiver = archive.New(archive.Config{
-		Client:      shared.d.Client(),
+		Client:      d.Client(),
 		Store:       r.store,
 		Snapshotter: snapshotter,
 		Now:         func() time.Time { return time.Unix(1700000000, 0) },

@@ -30,7 +30,23 @@ func (s *stage) Writer(ctx context.Context, opts ...content.WriterOpt) (content.
 			return nil, err
 		}
 	}
-	return s.Store.Writer(ctx, content.WithRef(s.prefix+o.Ref), content.WithDescriptor(o.Desc))
+	w, err := s.Store.Writer(ctx, content.WithRef(s.prefix+o.Ref), content.WithDescriptor(o.Desc))
+	if err != nil {
+		return nil, err
+	}
+	return ingest{w}, nil
+}
+
+// ingest is a writer whose errors tell that it is not the archive that is broken: when
+// containerd goes away the stream to it just ends.
+type ingest struct{ content.Writer }
+
+func (i ingest) Write(p []byte) (int, error) {
+	n, err := i.Writer.Write(p)
+	if err != nil && errdefs.IsUnknown(errdefs.Resolve(err)) {
+		err = fmt.Errorf("content store: %w: %w", err, errdefs.ErrUnavailable)
+	}
+	return n, err
 }
 
 // Abort gives up one of the stage's ingests.
