@@ -3,6 +3,7 @@
 package images_test
 
 import (
+	"fmt"
 	"os"
 	"testing"
 
@@ -14,5 +15,10 @@ import (
 
 func TestMain(m *testing.M) {
 	host.EnterOffline()
-	os.Exit(m.Run())
+	code := m.Run()
+	if err := closeShared(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = max(code, 1)
+	}
+	os.Exit(code)
 }
