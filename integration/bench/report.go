@@ -103,7 +103,6 @@ var figures = map[string][]figure{
 		{name: "pull and unpack (local)", unit: "ms", atMost: 1},
 		{name: "pull and unpack (podman)", unit: "ms", atMost: 0.5},
 		{name: "ls of 1,000 (ctr)", unit: "ms", below: 50},
-		{name: "ls of 1,000 (podman)", unit: "ms"},
 	},
 	"pod of one, fresh":   podMemory(0),
 	"pod of one, after":   podMemory(0.35),
