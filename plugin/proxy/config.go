@@ -57,12 +57,12 @@ func Load(path string) (*Config, error) {
 	var faults []error
 	for key, address := range map[string]string{"address": c.Proxy.Address, "containerd_address": c.Proxy.Containerd} {
 		if !filepath.IsAbs(address) {
-			faults = append(faults, fmt.Errorf("proxy.%s: %q is not an absolute path: %w", key, address, errdefs.ErrInvalidArgument))
+			faults = append(faults, fmt.Errorf("proxy.%s: %q is not an absolute path", key, address))
 		}
 	}
 	faults = append(faults, c.Layers.Validate(), c.Images.Validate())
 	if err := errors.Join(faults...); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w: %w", path, errdefs.ErrInvalidArgument, err)
 	}
 	return c, nil
 }
