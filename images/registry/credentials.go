@@ -3,12 +3,15 @@
 package registry
 
 import (
+	"context"
 	"encoding/base64"
 	"fmt"
 	"io"
+	"net/http"
 	"path/filepath"
 	"strings"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	"go.podman.io/image/v5/pkg/docker/config"
 	"go.podman.io/image/v5/types"
@@ -114,4 +117,22 @@ func (r *Registry) lookUp(key string, a Access) (types.DockerAuthConfig, error) 
 	}
 	system.AuthFilePath, system.DockerCompatAuthFilePath = "", filepath.Join(r.config.DockerConfigDir, "config.json")
 	return config.GetCredentials(system, key)
+}
+
+// single is an authorizer that is asked for one request at a time: containerd's
+// reads a token's time of expiry while another request gets the token. A request
+// waits for no more than it would have to anyway: a token of the same repository.
+type single struct {
+	docker.Authorizer
+	turn chan struct{} // holds one
+}
+
+func (s *single) Authorize(ctx context.Context, q *http.Request) error {
+	select {
+	case s.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-s.turn }()
+	return s.Authorizer.Authorize(ctx, q)
 }

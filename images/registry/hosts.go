@@ -144,7 +144,9 @@ func (r *Registry) hosts(ctx context.Context, s source, a Access) ([]docker.Regi
 			}
 			strict[i].Header.Set("Authorization", "Bearer "+token)
 			strict[i].Authorizer = nil
+			continue
 		}
+		strict[i].Authorizer = &single{strict[i].Authorizer, make(chan struct{}, 1)}
 	}
 	return strict, nil
 }

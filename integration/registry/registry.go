@@ -28,6 +28,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/platforms"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/berthd/berth/integration/host"
 )
@@ -194,7 +195,8 @@ func (r *Registry) Push(ctx context.Context, ref string, top v1.Descriptor, from
 	if err != nil {
 		return fmt.Errorf("push %s: %w", ref, err)
 	}
-	if err := remotes.PushContent(ctx, pusher, top, from, nil, platforms.All, nil); err != nil {
+	// One blob at a time: containerd's authorizer has a data race.
+	if err := remotes.PushContent(ctx, pusher, top, from, semaphore.NewWeighted(1), platforms.All, nil); err != nil {
 		return fmt.Errorf("push %s: %w", ref, err)
 	}
 	return nil
