@@ -8,7 +8,6 @@ package images
 import (
 	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,8 +18,12 @@ import (
 
 	"github.com/berthd/berth/images/pin"
 	"github.com/berthd/berth/images/policy"
+	"github.com/berthd/berth/images/pull"
+	"github.com/berthd/berth/images/push"
 	"github.com/berthd/berth/images/registry"
+	"github.com/berthd/berth/images/removal"
 	"github.com/berthd/berth/images/store"
+	"github.com/berthd/berth/images/transfer"
 )
 
 // Config says what a Service works on. Client and Namespace are required; the zero
@@ -53,6 +56,13 @@ type Config struct {
 	// by all pulls and by all pushes; 0 is DefaultMaxDownloads and
 	// DefaultMaxUploads. UpdateConfig changes them.
 	MaxDownloads, MaxUploads int
+	// MaxUnpacked is what the layers of an image may unpack to together, in bytes; 0
+	// is pull.DefaultMaxUnpacked.
+	MaxUnpacked int64
+	// PullCommand is a program with its arguments that makes the same service and
+	// calls its ServePull: for pulls in a cgroup of their own. Without it there are
+	// none.
+	PullCommand []string
 	// Mounts is the directory below which images and containers are mounted;
 	// empty is /run/berth/images.
 	Mounts string
@@ -86,6 +96,9 @@ func (c Config) validate() error {
 	}
 	if c.MaxDownloads < 0 || c.MaxUploads < 0 {
 		errs = append(errs, errors.New("a negative number of transfers"))
+	}
+	if c.MaxUnpacked < 0 {
+		errs = append(errs, errors.New("a negative size for images"))
 	}
 	if len(errs) > 0 {
 		return fmt.Errorf("image service: %w: %w", errors.Join(errs...), errdefs.ErrInvalidArgument)
@@ -123,10 +136,13 @@ type Service struct {
 	store    *store.Store
 	registry *registry.Registry
 	pins     atomic.Pointer[pin.Patterns]
+	remover  *removal.Remover
 	details  details
 	pulling  marks // names that a pull is at work on
 
-	pruning sync.Mutex // held by the one prune at a time; see Prune
+	downloads, uploads *transfer.Limiter
+	puller             *pull.Puller
+	pusher             *push.Pusher
 }
 
 // New returns a service. It makes no request, so containerd need not be up.
@@ -152,6 +168,8 @@ func New(c Config) (*Service, error) {
 		Events:    c.Events,
 		Now:       c.Now,
 	})
+	s.remover = removal.New(s.store, c.Client, c.Snapshotter, c.Now)
+	s.transfers()
 	return s, nil
 }
 

@@ -4,10 +4,11 @@ package pull
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"syscall"
 	"time"
 
@@ -59,13 +60,13 @@ func (j *job) download(ctx context.Context, desc v1.Descriptor) (exists bool, er
 	source := &source{job: j, fetcher: j.fetcher}
 	err = retry(ctx, func() error {
 		err := registry.Classify(remotes.Fetch(ctx, j.content, source, desc))
-		if err != nil && corrupt(err) {
+		if source.corrupt(err) {
 			err = j.discard(ctx, desc, err)
 			if source.resumed {
 				// What was there from before may be to blame: once more, from the start.
 				source.resumed = false
 				err = registry.Classify(remotes.Fetch(ctx, j.content, source, desc))
-				if err != nil && corrupt(err) {
+				if source.corrupt(err) {
 					err = j.discard(ctx, desc, err)
 				}
 			}
@@ -78,10 +79,15 @@ func (j *job) download(ctx context.Context, desc v1.Descriptor) (exists bool, er
 	return err == nil && !source.used, err
 }
 
-// corrupt tells whether the content store has refused what has arrived: it has
-// another size or another digest.
-func corrupt(err error) bool {
-	return errdefs.IsFailedPrecondition(err) && !errors.Is(err, survey.ErrTooLarge)
+// untrusted tells whether a registry, or where it sends its clients, has a
+// certificate that is not accepted.
+func untrusted(err error) bool {
+	var (
+		verify  *tls.CertificateVerificationError
+		unknown x509.UnknownAuthorityError
+		record  tls.RecordHeaderError
+	)
+	return errors.As(err, &verify) || errors.As(err, &unknown) || errors.As(err, &record)
 }
 
 // discard removes what has arrived, for it would be taken for a good beginning.
@@ -93,19 +99,19 @@ func (j *job) discard(ctx context.Context, desc v1.Descriptor, cause error) erro
 	return err
 }
 
-// How often a request is made that may succeed the next time, and how long the
-// first pause is; each is twice as long as the one before. Together three seconds:
-// a registry that restarts is back by then.
+// How often a transfer that breaks off is taken up again, and how long the first
+// pause is; each is twice as long as the one before. Requests that are answered
+// with an error have been repeated by the resolver as far as that makes sense.
 const (
-	tries      = 5
+	tries      = 4
 	firstPause = 200 * time.Millisecond
 )
 
-// retry calls f until it succeeds or fails for good.
+// retry calls f until it ends otherwise than by a transfer that has broken off.
 func retry(ctx context.Context, f func() error) error {
 	for n := 0; ; n++ {
 		err := f()
-		if err == nil || n == tries-1 || !temporary(err) {
+		if err == nil || n == tries-1 || !brokenOff(err) {
 			return err
 		}
 		pause := time.NewTimer(firstPause << n)
@@ -118,17 +124,9 @@ func retry(ctx context.Context, f func() error) error {
 	}
 }
 
-// temporary tells whether a request may succeed the next time. A registry that
-// refuses connections is down: whoever waits for an answer should know.
-func temporary(err error) bool {
-	var dns *net.DNSError
-	switch {
-	case errors.Is(err, survey.ErrTooLarge), errors.Is(err, context.Canceled), errors.Is(err, syscall.ECONNREFUSED), errors.As(err, &dns):
-		return false
-	case errdefs.IsUnavailable(err), errdefs.IsResourceExhausted(err):
-		return true
-	}
-	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+// brokenOff tells whether a transfer has ended in the middle.
+func brokenOff(err error) bool {
+	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // source is a fetcher whose bodies are counted and surveyed.
@@ -137,11 +135,18 @@ type source struct {
 	fetcher remotes.Fetcher
 	used    bool // something was asked of the registry
 	resumed bool // there was a beginning
+	failed  bool // the registry has not sent all
+}
+
+// corrupt tells whether the content store has refused what has arrived: it has
+// another size or another digest.
+func (s *source) corrupt(err error) bool {
+	return err != nil && !s.failed && errdefs.IsFailedPrecondition(err)
 }
 
 // Fetch implements remotes.Fetcher.
 func (s *source) Fetch(ctx context.Context, desc v1.Descriptor) (io.ReadCloser, error) {
-	s.used = true
+	s.used, s.failed = true, false
 	rc, err := s.fetcher.Fetch(ctx, desc)
 	if err != nil {
 		return nil, err
@@ -182,9 +187,12 @@ func (b *body) Read(p []byte) (int, error) {
 		b.job.watch.read(n)
 	}
 	b.read += int64(n)
+	b.source.failed = b.source.failed || err != nil && err != io.EOF && (!errdefs.IsFailedPrecondition(err) || untrusted(err))
 	b.job.table.Add(b.desc, n)
 	if b.survey != nil && n > 0 {
-		if wrong := b.survey.Write(p[:n]); wrong != nil {
+		// Content that is no archive may not be what was asked for either: the content
+		// store tells.
+		if wrong := b.survey.Write(p[:n]); wrong != nil && !errors.Is(wrong, survey.ErrNotArchive) {
 			return n, wrong
 		}
 	}

@@ -5,6 +5,7 @@ package pull
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -44,6 +45,7 @@ type job struct {
 
 	mu      sync.Mutex // guards what is below
 	surveys map[digest.Digest]*survey.Stream
+	first   error                 // what went wrong first: the rest comes of it
 	bottoms map[digest.Digest]int // how often a layer occurs, of those that are somewhere the lowest
 
 	legacy  atomic.Bool // a configuration has the media type of an old Docker's
@@ -102,16 +104,13 @@ func (j *job) resolve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = retry(ctx, func() error {
-		var err error
-		_, j.result.Target, err = resolver.Resolve(ctx, ref.Text())
-		return registry.Classify(err)
-	})
-	if err != nil {
-		return err
-	}
-	if j.result.Target.MediaType == images.MediaTypeDockerSchema1Manifest {
+	_, j.result.Target, err = resolver.Resolve(ctx, ref.Text())
+	switch {
+	case j.result.Target.MediaType == images.MediaTypeDockerSchema1Manifest,
+		errdefs.IsNotImplemented(err) && strings.Contains(err.Error(), images.MediaTypeDockerSchema1Manifest):
 		return fmt.Errorf("the image has a manifest of Docker's schema 1, which no containerd takes any more; it must be pushed again by a newer tool: %w", errdefs.ErrNotImplemented)
+	case err != nil:
+		return registry.Classify(err)
 	}
 	if j.result.Reference, err = ref.WithDigest(j.result.Target.Digest); err != nil {
 		return err
@@ -132,7 +131,7 @@ func (j *job) pull(ctx context.Context) (err error) {
 		case err == nil:
 			j.release(ctx, name, lease)
 		case ctx.Err() != nil:
-			j.keep(name, lease)
+			j.keep(ctx, name, lease)
 		default:
 			if left := j.drop(ctx, lease); left != nil {
 				err = fmt.Errorf("%w; %w", err, left)
@@ -174,7 +173,14 @@ func (j *job) handler() images.Handler {
 	children := images.ChildrenHandler(j.content)
 	children = images.SetChildrenLabels(j.content, children)
 	children = j.choose(children)
-	return images.Handlers(images.HandlerFunc(j.fetch), images.HandlerFunc(j.inspect), children, images.HandlerFunc(j.source))
+	all := images.Handlers(images.HandlerFunc(j.fetch), images.HandlerFunc(j.inspect), children, images.HandlerFunc(j.source))
+	return images.HandlerFunc(func(ctx context.Context, desc v1.Descriptor) ([]v1.Descriptor, error) {
+		children, err := all(ctx, desc)
+		if err != nil {
+			return nil, j.failed(err)
+		}
+		return children, nil
+	})
 }
 
 // choose leaves of an index the one manifest that suits the platform best.
@@ -190,6 +196,16 @@ func (j *job) choose(children images.HandlerFunc) images.HandlerFunc {
 		}
 		return chosen, err
 	}
+}
+
+// failed notes an error if it is the first, and returns it.
+func (j *job) failed(err error) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.first == nil {
+		j.first = err
+	}
+	return err
 }
 
 // missing is the error of an image that has nothing for the platform.

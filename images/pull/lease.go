@@ -4,27 +4,23 @@ package pull
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"os"
-	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+
+	"github.com/berthd/berth/images/owner"
 )
 
 // LabelPrune is the label of leases that a prune of images deletes: they keep what
 // a pull has left for its next attempt.
 const LabelPrune = "berth.io/prune.images"
 
-// Labels of a pull's lease.
-const (
-	labelImage = "berth.io/pull.image" // the name that is pulled
-	labelOwner = "berth.io/pull.owner" // the process that pulls, see owner
-)
+// labelImage is the label with the name that is pulled.
+const labelImage = "berth.io/pull.image"
 
 // leaseTime is how long what has arrived waits for the next attempt: as long as
 // moby keeps it. A pull that takes longer fails.
@@ -34,9 +30,12 @@ const leaseTime = 8 * time.Hour
 const cleanupTime = 30 * time.Second
 
 // lease creates the lease that protects what the pull of an image brings until it
-// is recorded.
+// is recorded. While this process runs nobody else takes it for abandoned.
 func (p *Puller) lease(ctx context.Context, image string) (leases.Lease, error) {
-	labels := map[string]string{LabelPrune: "pull", labelImage: image, labelOwner: owner()}
+	return p.newLease(ctx, map[string]string{LabelPrune: "pull", labelImage: image, owner.Label: owner.Self()})
+}
+
+func (p *Puller) newLease(ctx context.Context, labels map[string]string) (leases.Lease, error) {
 	l, err := p.config.Client.LeasesService().Create(ctx,
 		leases.WithRandomID(), leases.WithExpiration(leaseTime), leases.WithLabels(labels))
 	if err != nil {
@@ -45,11 +44,32 @@ func (p *Puller) lease(ctx context.Context, image string) (leases.Lease, error) 
 	return l, nil
 }
 
-// keep remembers the lease of a pull that may be tried again.
-func (p *Puller) keep(image string, l leases.Lease) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.kept[image] = append(p.kept[image], l.ID)
+// keep leaves what a pull has brought to the next attempt, or to a prune: it gets a
+// lease without an owner. When that fails the lease remains this process's.
+func (p *Puller) keep(ctx context.Context, image string, l leases.Lease) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	if err := p.disown(ctx, image, l); err != nil {
+		log.G(ctx).WithError(err).WithField("image", image).Warn("lease of a pull is left to expire")
+	}
+}
+
+func (p *Puller) disown(ctx context.Context, image string, l leases.Lease) error {
+	service := p.config.Client.LeasesService()
+	resources, err := service.ListResources(ctx, l)
+	if err != nil {
+		return err
+	}
+	heir, err := p.newLease(ctx, map[string]string{LabelPrune: "pull", labelImage: image})
+	if err != nil {
+		return err
+	}
+	for _, r := range resources {
+		if err := service.AddResource(ctx, heir, r); err != nil {
+			return errors.Join(fmt.Errorf("keep %s %s: %w", r.Type, r.ID, err), service.Delete(ctx, heir))
+		}
+	}
+	return service.Delete(ctx, l)
 }
 
 // drop deletes the lease of a pull that has failed for good, and waits until what
@@ -69,74 +89,19 @@ func (p *Puller) drop(ctx context.Context, l leases.Lease) error {
 func (p *Puller) release(ctx context.Context, image string, done leases.Lease) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
-	p.mu.Lock()
-	ids := append([]string{done.ID}, p.kept[image]...)
-	delete(p.kept, image)
-	p.mu.Unlock()
 	service := p.config.Client.LeasesService()
 	left, err := service.List(ctx, fmt.Sprintf("labels.%q==%q", labelImage, image))
 	if err != nil {
 		log.G(ctx).WithError(err).WithField("image", image).Warn("cannot look for leases of earlier pulls")
+		left = []leases.Lease{done}
 	}
 	for _, l := range left {
-		if !slices.Contains(ids, l.ID) && abandoned(l.Labels[labelOwner]) {
-			ids = append(ids, l.ID)
+		whose, owned := l.Labels[owner.Label]
+		if l.ID != done.ID && owned && !owner.Gone(whose) {
+			continue
 		}
-	}
-	for _, id := range ids {
-		if err := service.Delete(ctx, leases.Lease{ID: id}); err != nil && !errdefs.IsNotFound(err) {
+		if err := service.Delete(ctx, l); err != nil && !errdefs.IsNotFound(err) {
 			log.G(ctx).WithError(err).WithField("image", image).Warn("lease of a pull is left to expire")
 		}
 	}
-}
-
-// owner names this process so that another one can tell whether it has ended:
-// boot, PID namespace, process, and when that was started.
-func owner() string {
-	parts := ownerOf(os.Getpid())
-	return strings.Join(parts[:], "/")
-}
-
-func ownerOf(pid int) (parts [4]string) {
-	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	namespace, _ := os.Readlink("/proc/self/ns/pid")
-	parts[0], parts[1] = strings.TrimSpace(string(boot)), namespace
-	parts[2], parts[3] = strconv.Itoa(pid), startTime(pid)
-	return parts
-}
-
-// abandoned tells whether the process that an owner names has surely ended.
-func abandoned(owner string) bool {
-	parts := strings.Split(owner, "/")
-	if len(parts) != 4 {
-		return false
-	}
-	pid, err := strconv.Atoi(parts[2])
-	if err != nil {
-		return false
-	}
-	now := ownerOf(pid)
-	switch {
-	case parts[0] == "" || now[0] == "" || parts[3] == "":
-		return false
-	case parts[0] != now[0]:
-		return true // the machine was booted since
-	case parts[1] != now[1]:
-		return false // not to be seen from here
-	}
-	return parts[3] != now[3]
-}
-
-// startTime is field 22 of proc_pid_stat(5), empty for a process that has ended.
-// The second field is in parentheses and may contain anything.
-func startTime(pid int) string {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return ""
-	}
-	_, rest, _ := strings.Cut(string(text[strings.LastIndexByte(string(text), ')')+1:]), " ")
-	if fields := strings.Fields(rest); len(fields) > 19 {
-		return fields[19]
-	}
-	return ""
 }

@@ -138,7 +138,6 @@ type Puller struct {
 
 	mu      sync.Mutex // guards what is below
 	flights map[key]*flight
-	kept    map[string][]string // leases of cancelled pulls, by the name of the image
 	metrics Metrics
 }
 
@@ -150,7 +149,6 @@ func New(c Config) *Puller {
 	return &Puller{
 		config:  c,
 		flights: map[key]*flight{},
-		kept:    map[string][]string{},
 		metrics: Metrics{Bytes: map[string]int64{}, Failures: map[string]int64{}},
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/unpack"
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/containerd/errdefs"
@@ -60,7 +61,7 @@ func (j *job) attempt(ctx context.Context, kind snapshotter, a *applier) error {
 	options := []unpack.UnpackerOpt{unpack.WithUnpackPlatform(unpack.Platform{
 		Platform:                platforms.All, // one was chosen
 		SnapshotterKey:          j.config.Snapshotter,
-		Snapshotter:             j.config.Client.SnapshotService(j.config.Snapshotter),
+		Snapshotter:             removing{j.config.Client.SnapshotService(j.config.Snapshotter)},
 		SnapshotterExports:      kind.exports,
 		SnapshotterCapabilities: kind.capabilities,
 		Applier:                 a,
@@ -86,6 +87,16 @@ func (j *job) attempt(ctx context.Context, kind snapshotter, a *applier) error {
 	}
 	if _, failed := unpacker.Wait(); err == nil {
 		err = failed
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch {
+	case err == nil:
+		return nil
+	case a.leans.Load() && j.first == nil:
+		return errLeans
+	case j.first != nil:
+		return j.first
 	}
 	return err
 }
@@ -136,6 +147,18 @@ func kindOf(plugin *introspection.Plugin) snapshotter {
 	return s
 }
 
+// removing is a snapshotter from which what is not there can be removed: containerd's
+// unpacker cleans up twice after a layer that has failed, and would complain.
+type removing struct{ snapshots.Snapshotter }
+
+// Remove implements snapshots.Snapshotter.
+func (r removing) Remove(ctx context.Context, key string) error {
+	if err := r.Snapshotter.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	return nil
+}
+
 // applier has layers unpacked by containerd, once they have been surveyed.
 type applier struct {
 	diff.Applier
@@ -149,7 +172,7 @@ type applier struct {
 func (a *applier) Apply(ctx context.Context, desc v1.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (v1.Descriptor, error) {
 	report, err := a.job.survey(ctx, desc)
 	if err != nil {
-		return v1.Descriptor{}, fmt.Errorf("layer %s: %w", desc.Digest, err)
+		return v1.Descriptor{}, a.job.failed(fmt.Errorf("layer %s: %w", desc.Digest, err))
 	}
 	if a.apart && report.Leans && !a.job.isBottom(desc.Digest) {
 		a.leans.Store(true)
@@ -158,14 +181,15 @@ func (a *applier) Apply(ctx context.Context, desc v1.Descriptor, mounts []mount.
 		return v1.Descriptor{}, errLeans
 	}
 	if err := a.job.budget.Take(report.Size); err != nil {
-		return v1.Descriptor{}, fmt.Errorf("layer %s: %w", desc.Digest, err)
+		return v1.Descriptor{}, a.job.failed(fmt.Errorf("layer %s: %w", desc.Digest, err))
 	}
 	a.job.table.Set(desc, transfer.Extracting)
 	applied, err := a.Applier.Apply(ctx, desc, mounts, append(opts, a.job.keys.ApplyOpts(desc)...)...)
-	if err == nil {
-		a.job.table.Set(desc, transfer.Complete)
+	if err != nil {
+		return v1.Descriptor{}, a.job.failed(fmt.Errorf("unpack layer %s: %w", desc.Digest, err))
 	}
-	return applied, err
+	a.job.table.Set(desc, transfer.Complete)
+	return applied, nil
 }
 
 // newSurvey begins the survey of a layer that arrives.

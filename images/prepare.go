@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package images
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+
+	"github.com/berthd/berth/images/reference"
+	"github.com/berthd/berth/images/registry"
+	"github.com/berthd/berth/images/remote"
+)
+
+// PrepareRequest says which image to look at.
+type PrepareRequest struct {
+	// Name is what the user has typed, as in PullRequest.
+	Name string
+	// Platform selects the variant of a multi-platform image; empty is the host's.
+	Platform string
+	Access   registry.Access
+}
+
+// Prepare looks at an image in its registry, without its layers: what its ID would
+// be, among others. Of several candidates it is the first that is there. The caller
+// closes the image. It is PrepareImage of the ImageServer.
+func (s *Service) Prepare(ctx context.Context, r PrepareRequest) (*remote.Image, error) {
+	platform := s.config.Platform
+	if r.Platform != "" {
+		wanted, err := platforms.Parse(r.Platform)
+		if err != nil {
+			return nil, fmt.Errorf("platform %q: %w: %w", r.Platform, err, errdefs.ErrInvalidArgument)
+		}
+		platform = platforms.Only(wanted)
+	}
+	candidates, err := s.candidates(r.Name)
+	if err != nil {
+		return nil, err
+	}
+	var img *remote.Image
+	for _, ref := range candidates {
+		if img, err = s.open(ctx, ref, r.Access, platform); err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	return img, err
+}
+
+func (s *Service) open(ctx context.Context, ref reference.Reference, a registry.Access, platform platforms.MatchComparer) (*remote.Image, error) {
+	resolver, err := s.registry.Resolver(ctx, ref, a)
+	if err != nil {
+		return nil, err
+	}
+	return remote.Open(ctx, resolver, ref, platform)
+}
+
+// CanPull tells whether an image is there to be pulled, and if not, why. It is
+// CanPull of the ImageServer.
+func (s *Service) CanPull(ctx context.Context, r PrepareRequest) (bool, error) {
+	img, err := s.Prepare(ctx, r)
+	if err != nil {
+		return false, err
+	}
+	return true, img.Close()
+}
