@@ -161,6 +161,24 @@ func TestCut(t *testing.T) {
 	}
 }
 
+// TestReset: nor does it matter how the connection breaks.
+func TestReset(t *testing.T) {
+	t.Parallel()
+	for name, o := range map[string]server.Options{"plain": {}, "TLS": {TLS: true}} {
+		t.Run(name, func(t *testing.T) {
+			s := serve(t, o)
+			s.Inject(server.Fault{Path: s.layer.Digest.String(), Times: 3, Do: server.ResetAfter(layerBytes / 2)})
+			got, err := fetch(ctx(t), open(t, registry.Config{}), s.ref, s.layer)
+			if err != nil || !bytes.Equal(got, s.content) {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+			if n := len(s.Log()); n < 2 {
+				t.Errorf("%d requests", n)
+			}
+		})
+	}
+}
+
 // TestCutForEver: without progress there is an end.
 func TestCutForEver(t *testing.T) {
 	t.Parallel()

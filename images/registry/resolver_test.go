@@ -238,6 +238,7 @@ func TestMirrorFails(t *testing.T) {
 				}
 			}
 			s.Forget()
+			mirror.Forget()
 			got, err := fetch(ctx(t), r, s.ref, s.layer)
 			if err != nil || !bytes.Equal(got, s.content) {
 				t.Errorf("fetch: %d bytes, %v", len(got), err)
@@ -248,6 +249,9 @@ func TestMirrorFails(t *testing.T) {
 			}
 			if log := s.Log(); len(log) != 1 || log[0].Range != want {
 				t.Errorf("requests %+v, want one with range %q", log, want)
+			}
+			if n := len(mirror.Log()); name == "broken" && n != 1 {
+				t.Errorf("a broken mirror was asked %d times", n)
 			}
 		})
 	}

@@ -3,6 +3,8 @@
 package registry
 
 import (
+	"crypto/tls"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -105,6 +107,25 @@ func StallAfter(n int64) Action {
 func CutAfter(n int64) Action {
 	return func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		next.ServeHTTP(&spoiler{ResponseWriter: w, after: n, then: func() { panic(http.ErrAbortHandler) }}, r)
+	}
+}
+
+// ResetAfter is CutAfter by a peer that is gone rather than one that closes: the
+// client may not see all of the n bytes.
+func ResetAfter(n int64) Action {
+	return func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		next.ServeHTTP(&spoiler{ResponseWriter: w, after: n, then: func() {
+			if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
+				if secure, ok := conn.(*tls.Conn); ok {
+					conn = secure.NetConn()
+				}
+				if plain, ok := conn.(*net.TCPConn); ok {
+					_ = plain.SetLinger(0) // closing resets; if not, it closes
+				}
+				_ = conn.Close() // it is broken on purpose
+			}
+			panic(http.ErrAbortHandler)
+		}}, r)
 	}
 }
 

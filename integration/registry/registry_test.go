@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -125,9 +126,10 @@ func TestFaults(t *testing.T) {
 		do     registry.Action
 		status int
 		size   int
-		err    error // io.ErrUnexpectedEOF, or any
+		err    error // errors.ErrUnsupported: any
 	}{
 		"cut":           {registry.CutAfter(10), 200, 10, io.ErrUnexpectedEOF},
+		"reset":         {registry.ResetAfter(10), 200, 0, syscall.ECONNRESET},
 		"truncate":      {registry.Truncate(10), 200, 10, nil},
 		"lengthen":      {registry.Lengthen(3), 200, size + 3, nil},
 		"corrupt":       {registry.Corrupt, 200, size, nil},
@@ -141,7 +143,7 @@ func TestFaults(t *testing.T) {
 			if status != test.status || test.size != 0 && len(body) != test.size {
 				t.Errorf("status %d, %d bytes; want %d, %d", status, len(body), test.status, test.size)
 			}
-			if (err != nil) != (test.err != nil) || test.err == io.ErrUnexpectedEOF && !errors.Is(err, test.err) {
+			if (err != nil) != (test.err != nil) || test.err != errors.ErrUnsupported && !errors.Is(err, test.err) {
 				t.Errorf("error %v, want %v", err, test.err)
 			}
 			if name == "corrupt" && string(body) == string(good) {
