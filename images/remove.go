@@ -41,7 +41,7 @@ func (s *Service) Delete(ctx context.Context, id reference.ID) ([]Removed, error
 	if err != nil {
 		return nil, err
 	}
-	records, err := s.kin(ctx, found)
+	records, err := s.lister.Kin(ctx, found)
 	if err != nil {
 		return nil, err
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 
+	"github.com/berthd/berth/images/listing"
 	"github.com/berthd/berth/images/pin"
 	"github.com/berthd/berth/images/policy"
 	"github.com/berthd/berth/images/pull"
@@ -137,7 +138,7 @@ type Service struct {
 	registry *registry.Registry
 	pins     atomic.Pointer[pin.Patterns]
 	remover  *removal.Remover
-	details  details
+	lister   *listing.Lister
 	pulling  marks // names that a pull is at work on
 
 	downloads, uploads *transfer.Limiter
@@ -167,6 +168,9 @@ func New(c Config) (*Service, error) {
 		Pinned:    s.pinned,
 		Events:    c.Events,
 		Now:       c.Now,
+	})
+	s.lister = listing.New(listing.Config{
+		Store: s.store, Client: c.Client, Snapshotter: c.Snapshotter, Pulling: s.pulling.has, Now: c.Now,
 	})
 	s.remover = removal.New(s.store, c.Client, c.Snapshotter, c.Now)
 	s.transfers()

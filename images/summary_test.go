@@ -15,6 +15,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berthd/berth/images"
+	"github.com/berthd/berth/images/listing"
 	"github.com/berthd/berth/images/store"
 	"github.com/berthd/berth/integration/image"
 )
@@ -96,14 +97,14 @@ func TestSummariesManifests(t *testing.T) {
 			continue
 		}
 		first, second := sum.Manifests[0], sum.Manifests[1]
-		if first.Kind != images.VariantImage || !first.Available || first.Content == 0 || first.Platform.Architecture != "amd64" {
+		if first.Kind != listing.VariantImage || !first.Available || first.Content == 0 || first.Platform.Architecture != "amd64" {
 			t.Errorf("%+v", first)
 		}
 		if sum.RepoTags[0] == "berth.test/attested:1" {
-			if second.Kind != images.VariantAttestation || second.Subject != first.Descriptor.Digest {
+			if second.Kind != listing.VariantAttestation || second.Subject != first.Descriptor.Digest {
 				t.Errorf("%+v", second)
 			}
-		} else if second.Kind != images.VariantImage || second.Platform.Architecture != "arm64" {
+		} else if second.Kind != listing.VariantImage || second.Platform.Architecture != "arm64" {
 			t.Errorf("%+v", second)
 		}
 	}

@@ -3,11 +3,13 @@
 package store
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/berthd/berth/images/reference"
@@ -96,4 +98,59 @@ func WithNames(records []images.Image) []images.Image {
 // Came is when the first of an image's records was made.
 func Came(records []images.Image) time.Time {
 	return slices.MinFunc(records, func(a, b images.Image) int { return a.CreatedAt.Compare(b.CreatedAt) }).CreatedAt
+}
+
+// Names are those by which people know an image.
+type Names struct {
+	Tags     []string // sorted
+	Digested []reference.Reference
+	repos    map[string]bool
+	targets  map[digest.Digest]bool
+}
+
+// NamesOf returns the names that an image's records have. Those that are not names of
+// images in a registry are left out, and logged.
+func NamesOf(ctx context.Context, records []images.Image) Names {
+	n := Names{repos: map[string]bool{}, targets: map[digest.Digest]bool{}}
+	for _, r := range records {
+		kind, ref := ParseName(r.Name)
+		switch kind {
+		case KindTag:
+			n.Tags = append(n.Tags, r.Name)
+		case KindDigest:
+			n.Digested = append(n.Digested, ref)
+			n.targets[ref.Digest()] = true
+		case KindForeign:
+			log.G(ctx).WithField("image", r.Name).Warn("the name of an image record is not one of a registry's")
+			continue
+		default:
+			continue
+		}
+		n.repos[ref.Repository()] = true
+		n.targets[r.Target.Digest] = true
+	}
+	return n
+}
+
+// Digests are "repository@digest" for each repository and each digest, sorted.
+func (n Names) Digests() []string {
+	var all []string
+	for repo := range n.repos {
+		for d := range n.targets {
+			all = append(all, repo+"@"+d.String())
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// First is the first tag, else the first digest; empty without either.
+func (n Names) First() string {
+	if len(n.Tags) > 0 {
+		return n.Tags[0]
+	}
+	if len(n.Digested) > 0 {
+		return n.Digested[0].Text()
+	}
+	return ""
 }

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package images
+package listing
 
 import (
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -99,29 +98,29 @@ type SummaryOptions struct {
 // Summaries returns one Summary for each target that passes the filters, the newest
 // first. Content that is missing fails nothing: what is known is listed. A filter
 // that there is not is ErrInvalidArgument, one that names an unknown image is
-// ErrNoSuchImage. It is Images of the ImageService.
-func (s *Service) Summaries(ctx context.Context, o SummaryOptions) ([]Summary, error) {
-	chosen, err := filter.Parse(o.Filters, filter.ForList, s.config.Now())
+// ErrNoSuchImage.
+func (l *Lister) Summaries(ctx context.Context, o SummaryOptions) ([]Summary, error) {
+	chosen, err := filter.Parse(o.Filters, filter.ForList, l.config.Now())
 	if err != nil {
 		return nil, err
 	}
-	ctx = s.store.Context(ctx)
-	v, err := s.survey(ctx)
+	ctx = l.store.Context(ctx)
+	v, err := l.survey(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if o.ContainerCount || o.Manifests {
-		if v.consumers, err = consumer.Find(ctx, s.client, v.records, v.inventory); err != nil {
+		if v.consumers, err = consumer.Find(ctx, l.config.Client, v.records, v.inventory); err != nil {
 			return nil, err
 		}
 	}
-	picked, err := s.pick(ctx, v, chosen, o.All)
+	picked, err := l.pick(ctx, v, chosen, o.All)
 	if err != nil {
 		return nil, err
 	}
 	list := make([]Summary, 0, len(picked))
 	for _, target := range picked {
-		one, err := s.summary(ctx, v, target, o)
+		one, err := l.summary(ctx, v, target, o)
 		if err != nil {
 			return nil, err
 		}
@@ -145,16 +144,16 @@ type view struct {
 }
 
 // survey asks for records and inventory at a time.
-func (s *Service) survey(ctx context.Context) (*view, error) {
+func (l *Lister) survey(ctx context.Context) (*view, error) {
 	v := &view{byTarget: map[digest.Digest][]images.Image{}}
 	var wait sync.WaitGroup
 	var errRecords, errInventory error
 	wait.Go(func() {
-		if v.records, errRecords = s.store.Records(ctx); errRecords == nil {
-			v.facts = s.store.Facts(ctx, v.records)
+		if v.records, errRecords = l.store.Records(ctx); errRecords == nil {
+			v.facts = l.store.Facts(ctx, v.records)
 		}
 	})
-	wait.Go(func() { v.inventory, errInventory = s.inventory(ctx) })
+	wait.Go(func() { v.inventory, errInventory = l.inventory(ctx) })
 	wait.Wait()
 	if err := errors.Join(errRecords, errInventory); err != nil {
 		return nil, err
@@ -165,19 +164,19 @@ func (s *Service) survey(ctx context.Context) (*view, error) {
 	return v, nil
 }
 
-func (s *Service) inventory(ctx context.Context) (*usage.Inventory, error) {
-	return usage.Take(s.store.Context(ctx), usage.Stores{
-		Content: s.client.ContentStore(), Snapshotter: s.client.SnapshotService(s.config.Snapshotter),
+func (l *Lister) inventory(ctx context.Context) (*usage.Inventory, error) {
+	return usage.Take(l.store.Context(ctx), usage.Stores{
+		Content: l.config.Client.ContentStore(), Snapshotter: l.config.Client.SnapshotService(l.config.Snapshotter),
 	})
 }
 
 // pick returns the targets to list.
-func (s *Service) pick(ctx context.Context, v *view, f filter.Filter, all bool) ([]digest.Digest, error) {
-	before, err := s.came(ctx, v, f.Before)
+func (l *Lister) pick(ctx context.Context, v *view, f filter.Filter, all bool) ([]digest.Digest, error) {
+	before, err := l.came(ctx, v, f.Before)
 	if err != nil {
 		return nil, err
 	}
-	since, err := s.came(ctx, v, f.Since)
+	since, err := l.came(ctx, v, f.Since)
 	if err != nil {
 		return nil, err
 	}
@@ -191,7 +190,7 @@ func (s *Service) pick(ctx context.Context, v *view, f filter.Filter, all bool) 
 		for _, r := range store.WithNames(records) {
 			img.Names = append(img.Names, r.Name)
 		}
-		img.Labels = func() map[string]string { return s.store.Labels(ctx, records[0]) }
+		img.Labels = func() map[string]string { return l.store.Labels(ctx, records[0]) }
 		if len(img.Names) == 0 && parents[target] && !all {
 			continue
 		}
@@ -203,9 +202,9 @@ func (s *Service) pick(ctx context.Context, v *view, f filter.Filter, all bool) 
 }
 
 // came returns when images came here.
-func (s *Service) came(ctx context.Context, v *view, namesOrIDs []string) (times []time.Time, err error) {
+func (l *Lister) came(ctx context.Context, v *view, namesOrIDs []string) (times []time.Time, err error) {
 	for _, input := range namesOrIDs {
-		found, err := s.store.Resolve(ctx, input)
+		found, err := l.store.Resolve(ctx, input)
 		if err != nil {
 			return nil, err
 		}
@@ -218,12 +217,12 @@ func (s *Service) came(ctx context.Context, v *view, namesOrIDs []string) (times
 	return times, nil
 }
 
-func (s *Service) summary(ctx context.Context, v *view, target digest.Digest, o SummaryOptions) (Summary, error) {
+func (l *Lister) summary(ctx context.Context, v *view, target digest.Digest, o SummaryOptions) (Summary, error) {
 	records, f := v.byTarget[target], v.facts[target]
-	n := namesOf(ctx, records)
+	n := store.NamesOf(ctx, records)
 	sum := Summary{
 		Target: records[0].Target, Config: f.Config, Platform: f.Platform, Created: f.Created,
-		RepoTags: n.tags, RepoDigests: n.digests(), Dangling: len(store.WithNames(records)) == 0,
+		RepoTags: n.Tags, RepoDigests: n.Digests(), Dangling: len(store.WithNames(records)) == 0,
 		Shared: -1, Containers: -1,
 	}
 	if sum.Created.IsZero() {
@@ -231,7 +230,7 @@ func (s *Service) summary(ctx context.Context, v *view, target digest.Digest, o 
 	}
 	for _, r := range records {
 		sum.Records = append(sum.Records, r.Name)
-		sum.Pinned = sum.Pinned || s.store.IsPinned(r)
+		sum.Pinned = sum.Pinned || l.store.IsPinned(r)
 		if parent := digest.Digest(r.Labels[store.LabelParent]); parent.Validate() == nil {
 			sum.Parent = parent
 		}
@@ -251,7 +250,7 @@ func (s *Service) summary(ctx context.Context, v *view, target digest.Digest, o 
 		}
 	}
 	if o.Manifests {
-		sum.Manifests, err = s.variants(ctx, v, sum.Target)
+		sum.Manifests, err = l.variants(ctx, v, sum.Target)
 	}
 	return sum, err
 }
@@ -275,10 +274,23 @@ func (v *view) shared(ctx context.Context, blobs []digest.Digest, layers []strin
 	return size + v.inventory.BlobSize(blobs), err
 }
 
+// Variants lists the manifests of a target, those that are not here, too.
+func (l *Lister) Variants(ctx context.Context, target v1.Descriptor) ([]Variant, error) {
+	ctx = l.store.Context(ctx)
+	v, err := l.survey(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if v.consumers, err = consumer.Find(ctx, l.config.Client, v.records, v.inventory); err != nil {
+		return nil, err
+	}
+	return l.variants(ctx, v, target)
+}
+
 // variants lists the manifests of a target, those that are not here, too.
-func (s *Service) variants(ctx context.Context, v *view, target v1.Descriptor) (list []Variant, err error) {
-	err = manifest.Walk(ctx, s.client.ContentStore(), target, func(m *manifest.Manifest) error {
-		one, err := s.variant(ctx, v, target.Digest, m)
+func (l *Lister) variants(ctx context.Context, v *view, target v1.Descriptor) (list []Variant, err error) {
+	err = manifest.Walk(ctx, l.config.Client.ContentStore(), target, func(m *manifest.Manifest) error {
+		one, err := l.variant(ctx, v, target.Digest, m)
 		list = append(list, one)
 		return err
 	})
@@ -288,7 +300,7 @@ func (s *Service) variants(ctx context.Context, v *view, target v1.Descriptor) (
 	return list, err
 }
 
-func (s *Service) variant(ctx context.Context, v *view, target digest.Digest, m *manifest.Manifest) (Variant, error) {
+func (l *Lister) variant(ctx context.Context, v *view, target digest.Digest, m *manifest.Manifest) (Variant, error) {
 	desc := m.Descriptor()
 	one := Variant{Descriptor: desc, Kind: VariantImage, Content: v.inventory.BlobSize(v.inventory.Blobs(desc.Digest))}
 	if m.IsAttestation() {
@@ -318,106 +330,4 @@ func (s *Service) variant(ctx context.Context, v *view, target digest.Digest, m 
 		}
 	}
 	return one, nil
-}
-
-// Count returns the number of images, by target; 0 if they cannot be listed. It is
-// CountImages of the ImageService.
-func (s *Service) Count(ctx context.Context) int {
-	records, err := s.store.Records(ctx)
-	if err != nil {
-		return 0
-	}
-	targets := map[digest.Digest]bool{}
-	for _, r := range records {
-		targets[r.Target.Digest] = true
-	}
-	return len(targets)
-}
-
-// Children returns the targets of the images that were made from an image, sorted. The
-// error is ErrNoSuchImage. It is Children of the ImageService.
-func (s *Service) Children(ctx context.Context, nameOrID string) ([]digest.Digest, error) {
-	parent, err := s.store.Resolve(ctx, nameOrID)
-	if err != nil {
-		return nil, err
-	}
-	records, err := s.store.Records(ctx, fmt.Sprintf("labels.%q==%q", store.LabelParent, parent.Target.Digest.String()))
-	if err != nil {
-		return nil, err
-	}
-	var children []digest.Digest
-	for _, r := range records {
-		children = append(children, r.Target.Digest)
-	}
-	slices.Sort(children)
-	return slices.Compact(children), nil
-}
-
-// DiskUsage is what all images take together, each blob and each layer counted once, in
-// bytes.
-type DiskUsage struct {
-	Images  int
-	Content int64 // of blobs
-	Layers  int64 // of unpacked layers
-	// Reclaimable is how much of both a prune of all unused images would free.
-	Reclaimable int64
-}
-
-// DiskUsage returns it. Layers is LayerDiskUsage of the ImageService, both are
-// ImageDiskUsage.
-func (s *Service) DiskUsage(ctx context.Context) (DiskUsage, error) {
-	ctx = s.store.Context(ctx)
-	v, err := s.survey(ctx)
-	if err != nil {
-		return DiskUsage{}, err
-	}
-	if v.consumers, err = consumer.Find(ctx, s.client, v.records, v.inventory); err != nil {
-		return DiskUsage{}, err
-	}
-	var all, used []digest.Digest
-	for target, records := range v.byTarget {
-		all = append(all, target)
-		if len(v.consumers[target]) > 0 || slices.ContainsFunc(records, s.store.IsPinned) {
-			used = append(used, target)
-		}
-	}
-	content, layers, err := v.total(ctx, all)
-	if err != nil {
-		return DiskUsage{}, err
-	}
-	usedContent, usedLayers, err := v.total(ctx, used)
-	if err != nil {
-		return DiskUsage{}, err
-	}
-	return DiskUsage{
-		Images: len(all), Content: content, Layers: layers,
-		Reclaimable: content + layers - usedContent - usedLayers,
-	}, nil
-}
-
-// total is the size of what targets have together.
-func (v *view) total(ctx context.Context, targets []digest.Digest) (content, layers int64, err error) {
-	blobs, snapshots := map[digest.Digest]bool{}, map[string]bool{}
-	for _, target := range targets {
-		for _, d := range v.inventory.Blobs(target) {
-			blobs[d] = true
-		}
-		for _, name := range v.inventory.Snapshots(target) {
-			snapshots[name] = true
-		}
-	}
-	content = v.inventory.BlobSize(slices.Collect(maps.Keys(blobs)))
-	layers, err = v.inventory.SnapshotSize(ctx, slices.Collect(maps.Keys(snapshots)))
-	return content, layers, err
-}
-
-// LogEvent tells Config.Events that something happened to an image; ref may be empty.
-// That the image cannot be read is no error: then there are fewer attributes. It is
-// LogImageEvent of the ImageService.
-func (s *Service) LogEvent(ctx context.Context, action store.Action, target digest.Digest, ref string) {
-	var labels map[string]string
-	if records, err := s.store.ByTarget(ctx, target); err == nil && len(records) > 0 {
-		labels = s.store.Labels(ctx, records[0])
-	}
-	s.store.Emit(action, target, ref, labels)
 }
