@@ -92,7 +92,7 @@ func (a *Archiver) lease(ctx context.Context, purpose string) (context.Context, 
 }
 
 // end gives up the lease. When the operation has failed, as *err tells, nothing that
-// it wrote is there any more once end returns.
+// it wrote is there any more once end returns, ingests included.
 func (l *lease) end(ctx context.Context, err *error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()

@@ -63,11 +63,6 @@ func (a *Archiver) Import(ctx context.Context, r ImportRequest) (_ Loaded, err e
 	}
 	defer lease.end(ctx, &err)
 	i := &importing{stage: &stage{Store: a.Client.ContentStore(), prefix: lease.ID + "-"}}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, i.abort(ctx))
-		}
-	}()
 	if err := i.receive(ctx, r.Root); err != nil {
 		return Loaded{}, fmt.Errorf("import: root: %w", err)
 	}

@@ -78,10 +78,7 @@ func TestImport(t *testing.T) {
 			if layer.MediaType != want {
 				t.Errorf("layer is %s, want %s", layer.MediaType, want)
 			}
-			info, err := r.d.Client().ContentStore().Info(r.store.Context(timeout(t)), layer.Digest)
-			if err != nil || info.Labels["containerd.io/uncompressed"] != digest.FromBytes(root).String() {
-				t.Errorf("labels %v, %v; want the digest of what is in it", info.Labels, err)
-			}
+			r.wantUncompressed(t, layer, root)
 		})
 	}
 	t.Run("bzip2", func(t *testing.T) {
@@ -108,12 +105,36 @@ func TestImport(t *testing.T) {
 			t.Error("named, want an image without a name")
 		}
 	})
+	t.Run("unpacked before", func(t *testing.T) {
+		// To unpack it again sets no label.
+		r := open(t)
+		r.bring(t, archive.ImportRequest{Root: bytes.NewReader(root)})
+		stream := compressed(t, "gzip", root)
+		for range 2 {
+			one := r.bring(t, archive.ImportRequest{Root: bytes.NewReader(stream)})
+			layer := r.document(t, one.Image.Target).Layers[0]
+			r.wantUncompressed(t, layer, root)
+			bare := content.Info{Digest: layer.Digest}
+			if _, err := r.d.Client().ContentStore().Update(r.store.Context(timeout(t)), bare, "labels.containerd.io/uncompressed"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
 	t.Run("moves the name", func(t *testing.T) {
 		r := open(t)
 		a := r.bring(t, archive.ImportRequest{Root: bytes.NewReader(root), Name: name(t, "berth.test/root:1"), Message: "a"})
 		r.bring(t, archive.ImportRequest{Root: bytes.NewReader(root), Name: name(t, "berth.test/root:1"), Message: "b"})
 		r.wantNames(t, "berth.test/root:1", store.DanglingName(a.Image.Target.Digest))
 	})
+}
+
+// wantUncompressed fails t unless a layer's label says what is in it.
+func (r *rig) wantUncompressed(t *testing.T, layer v1.Descriptor, root []byte) {
+	t.Helper()
+	info, err := r.d.Client().ContentStore().Info(r.store.Context(timeout(t)), layer.Digest)
+	if err != nil || info.Labels["containerd.io/uncompressed"] != digest.FromBytes(root).String() {
+		t.Errorf("labels %v, %v; want the digest of what is in it", info.Labels, err)
+	}
 }
 
 // TestImportConfig reads the configuration that is made.

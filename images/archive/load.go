@@ -53,11 +53,6 @@ func (a *Archiver) Load(ctx context.Context, r LoadRequest) (loaded []Loaded, er
 		wanted:  r.Platforms,
 		weights: map[digest.Digest]int{},
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, l.abort(ctx))
-		}
-	}()
 	index, err := l.receive(ctx, r.Archive)
 	if err != nil {
 		return nil, err

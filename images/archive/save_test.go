@@ -294,32 +294,53 @@ func TestSaveClosed(t *testing.T) {
 
 // TestSaveWhileDeleted deletes the image once its first bytes are written.
 func TestSaveWhileDeleted(t *testing.T) {
-	r := open(t)
-	img := build(t, image.MultiPlatform, "berth.test/multi:1")
-	r.load(t, packed(t, img))
+	const name = "berth.test/multi:1"
+	t.Run("image", func(t *testing.T) {
+		r := open(t)
+		r.load(t, packed(t, build(t, image.MultiPlatform, name)))
+		r.saveWhileDeleted(t, name, name)
+	})
+	t.Run("other image", func(t *testing.T) {
+		// The index does not refer to the variant, another record does.
+		r := open(t)
+		whole := packed(t, build(t, image.MultiPlatform, name))
+		r.load(t, whole, amd64)
+		from := open(t)
+		from.load(t, whole)
+		var arm bytes.Buffer
+		if err := from.Save(timeout(t), archive.SaveRequest{Images: []string{name}, Platforms: []v1.Platform{arm64}, Archive: &arm}); err != nil {
+			t.Fatal(err)
+		}
+		r.load(t, edited(t, arm.Bytes(), func(index *v1.Index) {
+			index.Manifests[0].Annotations = map[string]string{images.AnnotationImageName: "berth.test/arm:1"}
+		}))
+		r.saveWhileDeleted(t, name, "berth.test/arm:1")
+	})
+}
+
+func (r *rig) saveWhileDeleted(t *testing.T, name, deleted string) {
+	t.Helper()
 	ctx := r.store.Context(timeout(t))
 	gone := false
 	var out bytes.Buffer
 	w := writing(func(p []byte) (int, error) {
 		if !gone {
 			gone = true
-			if err := r.d.Client().ImageService().Delete(ctx, "berth.test/multi:1", images.SynchronousDelete()); err != nil {
+			if err := r.d.Client().ImageService().Delete(ctx, deleted, images.SynchronousDelete()); err != nil {
 				return 0, err
 			}
 			r.collect(t)
 		}
 		return out.Write(p)
 	})
-	if err := r.Save(ctx, archive.SaveRequest{Images: []string{"berth.test/multi:1"}, Archive: w}); err != nil {
+	if err := r.Save(ctx, archive.SaveRequest{Images: []string{name}, Archive: w}); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, blobs := saved(t, out.Bytes()); len(blobs) != 7 {
 		t.Errorf("%d blobs, want 7", len(blobs))
 	}
-	r.wantNames(t)
-	r.collect(t)
-	if left := r.everything(t); len(left) > 0 {
-		t.Errorf("left: %s", left)
+	if slices.Contains(r.names(t), deleted) {
+		t.Errorf("%s is there", deleted)
 	}
 }
 

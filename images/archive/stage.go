@@ -54,23 +54,6 @@ func (s *stage) Abort(ctx context.Context, ref string) error {
 	return s.Store.Abort(ctx, s.prefix+ref)
 }
 
-// abort gives up all of the stage's ingests that a failure has left.
-func (s *stage) abort(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
-	defer cancel()
-	left, err := s.ListStatuses(ctx, "ref~=^"+s.prefix)
-	if err != nil {
-		return fmt.Errorf("ingests %s*: %w", s.prefix, err)
-	}
-	var errs []error
-	for _, status := range left {
-		if err := s.Store.Abort(ctx, status.Ref); err != nil && !errdefs.IsNotFound(err) {
-			errs = append(errs, fmt.Errorf("ingest %s: %w", status.Ref, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // ReaderAt opens a blob, if it is what its descriptor says as far as this can be seen
 // without reading: the class is ErrInvalidArgument if not. Everything that is read
 // whole passes here, containerd's own reading included.
