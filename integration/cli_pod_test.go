@@ -47,7 +47,7 @@ func onDaemon(t *testing.T, d *host.Daemon, f func(t *testing.T, c *cli)) {
 		t.Fatal(err)
 	}
 	c := &cli{env: &env{Daemon: d, rt: host.Native}, conf: conf}
-	if _, err := os.Stat("/run/berth/" + d.Namespace + "/networks"); err != nil {
+	if _, err := os.Stat("/run/berth/" + d.Namespace + "/containers"); err != nil {
 		// Directories for all pods are there to stay.
 		c.must(t, "pod", "rm", c.must(t, "pod", "create", "--network", "host"))
 	}

@@ -395,8 +395,15 @@ func TestRuntimeReboot(t *testing.T) {
 	if err := os.WriteFile(note, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	address := filepath.Join(r.config.Network.ConfDir, "ipam", "*", p.IPs[0].String()) // CNI's plugin keeps that it is taken
+	if taken, _ := filepath.Glob(address); len(taken) != 1 {
+		t.Fatalf("address %s: %v", address, taken)
+	}
 	r.reboot(t)
 	r.reopen(t)
+	if taken, _ := filepath.Glob(address); len(taken) > 0 {
+		t.Errorf("the pod's address is still taken: %v", taken)
+	}
 	got, err := r.Pod(ctx(t), p.Name)
 	if err != nil || got.State != berth.PodNotReady || len(got.Containers) != 1 {
 		t.Fatalf("%+v, %v", got, err)
@@ -484,7 +491,7 @@ func (r *rig) reboot(t *testing.T) {
 	}
 	slices.Reverse(mounts)
 	for _, m := range mounts {
-		for _, dir := range []string{pods, state, r.State()} {
+		for _, dir := range []string{pods, state, r.State(), r.config.Root} {
 			if strings.HasPrefix(m.Mountpoint, dir+"/") {
 				_ = unix.Unmount(m.Mountpoint, unix.MNT_DETACH)
 			}

@@ -107,7 +107,7 @@ func openService(t *testing.T, d *host.Daemon) *rig {
 	}
 	r := &rig{d, s, config}
 	// They stay, and are not to be taken for somebody's.
-	for _, dir := range []string{"containers", "networks", "creations", "claims"} {
+	for _, dir := range []string{"containers", "creations", "claims"} {
 		if err := os.MkdirAll(filepath.Join(config.State, config.Namespace, dir), 0o711); err != nil {
 			t.Fatal(err)
 		}
@@ -145,7 +145,7 @@ func (r *rig) clean(t *testing.T, ctx context.Context) {
 func (r *rig) left() (all []string) {
 	for _, pattern := range []string{
 		r.config.Root + "/*/containers/*", filepath.Join(r.config.State, r.Namespace, "containers/*"),
-		filepath.Join(r.config.State, r.Namespace, "networks/*"), filepath.Join(r.config.State, r.Namespace, "creations/*"),
+		r.config.Root + "/*/networks/*", filepath.Join(r.config.State, r.Namespace, "creations/*"),
 		filepath.Join(r.config.State, r.Namespace, "claims/*"),
 	} {
 		found, _ := filepath.Glob(pattern)

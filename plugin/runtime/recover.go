@@ -144,6 +144,19 @@ func (s *Service) endLeft(ctx context.Context, id string) error {
 	return errors.Join(s.network.Remove(ctx, id), os.RemoveAll(s.restoreDir(id)), s.forgetExit(id))
 }
 
+// forgetNetworks removes networks that a reboot has ended, so that addresses are not
+// kept for pods that cannot use them, and those of pods that there are no more.
+func (s *Service) forgetNetworks(ctx context.Context) error {
+	ids, err := s.network.List()
+	errs := []error{err}
+	for _, id := range ids {
+		if _, err := s.containers.Get(ctx, id); errdefs.IsNotFound(err) || s.network.Dead(id) {
+			errs = append(errs, s.network.Remove(ctx, id))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // forgetExits removes exit codes of containers that there are no more.
 func (s *Service) forgetExits(ctx context.Context) error {
 	codes, err := os.ReadDir(s.exitDir())
@@ -165,7 +178,7 @@ func (s *Service) recoverOnce(ctx context.Context) error {
 	if err := s.recoverNow(ctx); err != nil {
 		return err
 	}
-	if err := errors.Join(s.records.RecoverAll(ctx), s.forgetExits(ctx)); err != nil {
+	if err := errors.Join(s.records.RecoverAll(ctx), s.forgetExits(ctx), s.forgetNetworks(ctx)); err != nil {
 		log.G(ctx).WithError(err).Warn("recover what was there before the machine started")
 		if errdefs.IsUnavailable(err) || ctx.Err() != nil {
 			return nil // whoever comes next tries again

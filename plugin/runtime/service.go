@@ -177,7 +177,7 @@ func Open(ctx context.Context, c Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.Network.State, c.Network.Namespace = filepath.Join(state, "networks"), c.Namespace
+	c.Network.State, c.Network.Namespace = filepath.Join(c.Root, c.Namespace, "networks"), c.Namespace
 	if s.network, err = network.Open(c.Network); err != nil {
 		return nil, err
 	}

@@ -22,11 +22,14 @@ import (
 	"github.com/containerd/errdefs"
 )
 
+// ErrNotConfigured (FailedPrecondition) is returned where CNI has no configuration or
+// lacks the plugins that it names.
+var ErrNotConfigured = errdefs.ErrFailedPrecondition.WithMessage("no network is configured")
+
 // Config says where things are. Fields without a default are mandatory.
 type Config struct {
-	// State is the directory for what this package remembers, on a file system
-	// that is empty after a reboot, as network namespaces are gone then. One per
-	// containerd namespace.
+	// State is the directory for what this package remembers. It outlives a reboot,
+	// as what CNI's plugins keep may do: see Pods.Dead. One per containerd namespace.
 	State string
 	// Namespace is containerd's. CNI knows a pod as <Namespace>-<pod id>, so that
 	// equal ids of two namespaces do not meet.

@@ -51,7 +51,7 @@ const (
 )
 
 // Add gives a pod its network. A pod that has one is AlreadyExists, a malformed
-// request InvalidArgument; CNI without a configuration is FailedPrecondition. It
+// request InvalidArgument; CNI without a configuration is ErrNotConfigured. It
 // blocks while plugins run. After an error nothing is left.
 func (p *Pods) Add(ctx context.Context, r Request) (_ *Attachment, err error) {
 	if err := r.validate(); err != nil {
@@ -106,7 +106,7 @@ func (p *Pods) attach(ctx context.Context, dir string, r *Request) (*Attachment,
 	// One after the other: the order of interfaces is that of the files.
 	result, err := c.SetupSerially(ctx, p.cniID(r.PodID), path, p.options(r)...)
 	if err != nil {
-		return nil, fmt.Errorf("cni: %w", unclassified(err))
+		return nil, fmt.Errorf("cni: %w", classified(err))
 	}
 	return p.attachment(r.PodID, path, result), nil
 }
@@ -114,7 +114,7 @@ func (p *Pods) attach(ctx context.Context, dir string, r *Request) (*Attachment,
 // Remove takes a pod's network away: CNI's part, also if the namespace is gone
 // already, the namespace, and what was remembered. A pod without a network is
 // fine. If CNI fails, the pod's directory stays, to remove it again; with no
-// configuration left there is nobody to ask, and that is no failure.
+// configuration or plugin left there is nobody to ask, and that is no failure.
 func (p *Pods) Remove(ctx context.Context, podID string) error {
 	if !plainID.MatchString(podID) {
 		return fmt.Errorf("network of pod %q: %w", podID, errdefs.ErrInvalidArgument)
@@ -124,11 +124,12 @@ func (p *Pods) Remove(ctx context.Context, podID string) error {
 		return nil
 	}
 	r, err := load(dir)
-	if err != nil && !errdefs.IsNotFound(err) {
-		// A record that was cut off: there is a request with this id at least.
+	if err != nil {
+		// A record that was cut off, or has not reached the disk: there is a request
+		// with this id at least.
 		r = &record{Request: Request{PodID: podID}}
 	}
-	if r != nil && !r.Request.Host {
+	if !r.Request.Host {
 		if err := p.detach(ctx, dir, &r.Request); err != nil {
 			return fmt.Errorf("remove network of pod %s: %w", podID, err)
 		}
@@ -146,26 +147,19 @@ func (p *Pods) Remove(ctx context.Context, podID string) error {
 	return nil
 }
 
-// RemoveLost is Remove for a pod of which everything was forgotten, after a
-// reboot: it has CNI give back what outlives that, addresses above all.
-func (p *Pods) RemoveLost(ctx context.Context, r Request) error {
-	if err := r.validate(); err != nil {
-		return err
-	}
-	if !r.Host {
-		if err := p.detach(ctx, p.dir(r.PodID), &r); err != nil {
-			return fmt.Errorf("remove network of pod %s: %w", r.PodID, err)
-		}
-	}
-	return p.Remove(ctx, r.PodID)
+// Dead tells whether a pod's network was made and its namespace is gone, as after a
+// reboot. What it has of CNI, addresses above all, may outlive that: see Remove.
+func (p *Pods) Dead(podID string) bool {
+	a, err := p.Find(podID)
+	return err == nil && !a.Host && errdefs.IsNotFound(isNamespace(a.Path))
 }
 
 func (p *Pods) detach(ctx context.Context, dir string, r *Request) error {
 	c, err := p.cni()
+	if errors.Is(err, ErrNotConfigured) {
+		return nil
+	}
 	if err != nil {
-		if errors.Is(err, cni.ErrCNINotInitialized) || errors.Is(err, cni.ErrRead) {
-			return nil
-		}
 		return err
 	}
 	paths, err := namespacesIn(dir)
@@ -180,8 +174,8 @@ func (p *Pods) detach(ctx context.Context, dir string, r *Request) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.config.Timeout)
 	defer cancel()
-	if err := c.Remove(ctx, p.cniID(r.PodID), path, p.options(r)...); err != nil {
-		return fmt.Errorf("cni: %w", unclassified(err))
+	if err := c.Remove(ctx, p.cniID(r.PodID), path, p.options(r)...); err != nil && !errors.Is(classified(err), ErrNotConfigured) {
+		return fmt.Errorf("cni: %w", classified(err))
 	}
 	return nil
 }
@@ -277,7 +271,10 @@ func (p *Pods) cni() (cni.CNI, error) {
 		cni.WithInterfacePrefix(p.config.Prefix),
 		cni.WithDefaultConf,
 	)
-	if err != nil {
+	switch {
+	case errors.Is(err, cni.ErrCNINotInitialized) || errors.Is(err, cni.ErrRead):
+		return nil, fmt.Errorf("cni: %w: %w", ErrNotConfigured, err)
+	case err != nil:
 		return nil, fmt.Errorf("cni: %w: %w", errdefs.ErrFailedPrecondition, err)
 	}
 	return c, nil
@@ -346,10 +343,13 @@ func address(ip net.IP) netip.Addr {
 	return a.Unmap()
 }
 
-// unclassified gives errors of plugins, which have no class, one.
-func unclassified(err error) error {
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+// classified gives errors of plugins, which have no class, one.
+func classified(err error) error {
+	switch {
+	case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
 		return err
+	case strings.Contains(err.Error(), "failed to find plugin"): // libcni has only words for it
+		return fmt.Errorf("%w: %w", ErrNotConfigured, err)
 	}
 	return fmt.Errorf("%w: %w", errdefs.ErrUnknown, err)
 }
@@ -369,7 +369,7 @@ func load(dir string) (*record, error) {
 	return &r, nil
 }
 
-// save replaces the record. No fsync: it means nothing after a reboot.
+// save replaces the record. No fsync: Remove knows what to do without one.
 func save(dir string, r *record) error {
 	b, err := json.Marshal(r)
 	if err != nil {

@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/plugin/runtime/network"
 )
 
 // Codes that are berth's own. Any other is that of a process in a container.
@@ -118,6 +120,8 @@ func advise(err error) string {
 	switch {
 	case os.Geteuid() != 0 && (errors.Is(err, os.ErrPermission) || errdefs.IsPermissionDenied(err)):
 		return "berth needs root"
+	case errors.Is(err, network.ErrNotConfigured):
+		return "--cni-netconfpath and --cni-path say where the network's configuration and plugins are; --network host needs none"
 	case errdefs.IsUnavailable(err):
 		return "is containerd running? --address or CONTAINERD_ADDRESS says where"
 	}

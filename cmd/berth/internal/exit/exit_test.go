@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/berthd/berth/plugin/runtime/network"
 )
 
 func TestOf(t *testing.T) {
@@ -33,6 +35,7 @@ func TestOf(t *testing.T) {
 		{"interrupt", fmt.Errorf("%w: %w", Signal(unix.SIGINT), errors.New("context canceled")), 130, "SIGINT"},
 		{"several", errors.Join(errors.New("first"), errors.New("second")), Failed, "first; second"},
 		{"no containerd", errdefs.ErrUnavailable, Failed, "--address"},
+		{"no network", fmt.Errorf("create pod x: %w", network.ErrNotConfigured), Failed, "--network host"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if got := Of(c.err); got != c.want {
