@@ -124,7 +124,7 @@ func TestCLIContainer(t *testing.T) {
 		c.must(t, "container", "update", "--memory", "128m", "app")
 		if got := c.only(t, "container", "stats", "--no-stream", "-o", "json", "app"); got["name"] != "app" || got["id"] != made {
 			t.Errorf("statistics: %v", got)
-		} else if memory, _ := got["Memory"].(object); memory["Limit"] != float64(128<<20) {
+		} else if memory, _ := got["memory"].(object); memory["limit"] != float64(128<<20) {
 			t.Errorf("limit after the update: %v", memory)
 		}
 		if got := c.must(t, "container", "stats", "--no-stream"); !strings.Contains(got, "app") || !strings.Contains(got, "128MiB") || !strings.Contains(got, "%") {

@@ -55,7 +55,8 @@ func (r *CreateRequest) timeout() time.Duration {
 
 // Create makes the container's task, whose process waits for Start, and records
 // who that is. After an error nothing is left. An error of the runtime has its
-// own words; DeadlineExceeded is the request's timeout.
+// own words, and leaves it to the caller to say which container it was;
+// DeadlineExceeded is the request's timeout.
 func (c *Container) Create(ctx context.Context, r CreateRequest) (err error) {
 	if c.Spoofed() {
 		return c.ToDisk(ctx)
@@ -84,7 +85,7 @@ func (c *Container) Create(ctx context.Context, r CreateRequest) (err error) {
 		if !errdefs.IsAlreadyExists(err) { // that task is somebody else's
 			c.uncreate(ctx, missing)
 		}
-		return fmt.Errorf("container %s: container create failed: %w", c.ID, err)
+		return fmt.Errorf("container create failed: %w", err)
 	}
 	c.change((*State).renew)
 	if err = c.adopt(int(task.Pid())); err == nil {

@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"sync"
 	"time"
 
@@ -153,13 +154,32 @@ func (s *Service) Load(ctx context.Context, cfg Config) (*Container, error) {
 	return c, nil
 }
 
-// native gives a client's error its class back.
+// native gives a client's error its class back, and takes off what containerd and the
+// shim say before the reason: which container it is, callers say themselves.
 func native(err error) error {
 	if err == nil {
 		return nil
 	}
-	return errgrpc.ToNative(err)
+	err = errgrpc.ToNative(err)
+	text := err.Error()
+	if at := preface.FindStringIndex(text); at != nil && at[1] < len(text) {
+		return reason{err, text[at[1]:]}
+	}
+	return err
 }
+
+// preface is as "failed to create shim task: create container ID: ", or "start in
+// container ID: exec ID: ".
+var preface = regexp.MustCompile(`^(failed to [a-z]+ (shim )?task: )?([a-z]+ (in )?)?container [A-Za-z0-9._-]+: (exec [A-Za-z0-9._-]+: )?`)
+
+// reason is an error by another text.
+type reason struct {
+	error
+	text string
+}
+
+func (r reason) Error() string { return r.text }
+func (r reason) Unwrap() error { return r.error }
 
 // logger is the context's, for a container.
 func (c *Container) logger(ctx context.Context) *log.Entry {

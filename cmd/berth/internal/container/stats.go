@@ -24,7 +24,7 @@ is in percent of one processor. Memory is the working set, as the kubelet counts
 disk is the writable layer.`,
 		Example: `  berth container stats
   berth container stats --no-stream app
-  berth container stats --no-stream -o json | jq '.[].Memory.WorkingSet'`,
+  berth container stats --no-stream -o json | jq '.[].memory.workingSet'`,
 		ValidArgsFunction: s.Containers(0, living...),
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			l.Watch = !once

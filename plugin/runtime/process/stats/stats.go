@@ -19,65 +19,79 @@ import (
 )
 
 // Stats is what a container has used. What the kernel does not account is zero;
-// a limit of zero is none.
+// a limit of zero is none. In JSON times are in nanoseconds.
 type Stats struct {
-	At      time.Time // when it was read
-	CPU     CPU
-	Memory  Memory
-	Pids    Pids
-	Disks   []Disk
-	Hugetlb []Hugetlb
-	IO      Pressure // of cgroup version 2
+	At      time.Time `json:"at"` // when it was read
+	CPU     CPU       `json:"cpu"`
+	Memory  Memory    `json:"memory"`
+	Pids    Pids      `json:"pids"`
+	Disks   []Disk    `json:"disks,omitempty"`
+	Hugetlb []Hugetlb `json:"hugetlb,omitempty"`
+	IO      Pressure  `json:"io,omitzero"` // of cgroup version 2
 }
 
 // CPU is time of processors, since the container began.
 type CPU struct {
-	Usage, User, System time.Duration
-	Periods             uint64 // of the quota
-	ThrottledPeriods    uint64
-	Throttled           time.Duration
-	Pressure            Pressure
+	Usage            time.Duration `json:"usage"`
+	User             time.Duration `json:"user"`
+	System           time.Duration `json:"system"`
+	Periods          uint64        `json:"periods"` // of the quota
+	ThrottledPeriods uint64        `json:"throttledPeriods"`
+	Throttled        time.Duration `json:"throttled"`
+	Pressure         Pressure      `json:"pressure,omitzero"`
 }
 
 // Memory is in bytes, but for the faults.
 type Memory struct {
-	Usage      uint64
-	WorkingSet uint64 // usage without inactive file pages, which can go at once
-	RSS        uint64 // anonymous memory
-	Cache      uint64 // pages of files
-	Limit      uint64
-	Swap       uint64
-	SwapLimit  uint64
-	Max        uint64 // highest usage so far
-	Faults     uint64
-	Major      uint64 // faults that waited for a disk
-	OOMKills   uint64
-	Pressure   Pressure
+	Usage      uint64   `json:"usage"`
+	WorkingSet uint64   `json:"workingSet"` // usage without inactive file pages, which can go at once
+	RSS        uint64   `json:"rss"`        // anonymous memory
+	Cache      uint64   `json:"cache"`      // pages of files
+	Limit      uint64   `json:"limit"`
+	Swap       uint64   `json:"swap"`
+	SwapLimit  uint64   `json:"swapLimit"`
+	Max        uint64   `json:"max"` // highest usage so far
+	Faults     uint64   `json:"faults"`
+	Major      uint64   `json:"majorFaults"` // faults that waited for a disk
+	OOMKills   uint64   `json:"oomKills"`
+	Pressure   Pressure `json:"pressure,omitzero"`
 }
 
 // Pids counts processes and threads.
-type Pids struct{ Current, Limit uint64 }
+type Pids struct {
+	Current uint64 `json:"current"`
+	Limit   uint64 `json:"limit"`
+}
 
 // Disk is the traffic with a block device.
 type Disk struct {
-	Major, Minor            uint64
-	ReadBytes, WrittenBytes uint64
-	Reads, Writes           uint64
+	Major        uint64 `json:"major"`
+	Minor        uint64 `json:"minor"`
+	ReadBytes    uint64 `json:"readBytes"`
+	WrittenBytes uint64 `json:"writtenBytes"`
+	Reads        uint64 `json:"reads"`
+	Writes       uint64 `json:"writes"`
 }
 
 // Hugetlb is memory in pages of a size, in bytes.
 type Hugetlb struct {
-	Size       string // of a page, as the kernel writes it: 2MB
-	Usage, Max uint64
+	Size  string `json:"size"` // of a page, as the kernel writes it: 2MB
+	Usage uint64 `json:"usage"`
+	Max   uint64 `json:"max"`
 }
 
 // Pressure is the share of time in which some, or all, processes had to wait.
-type Pressure struct{ Some, Full Stall }
+type Pressure struct {
+	Some Stall `json:"some"`
+	Full Stall `json:"full"`
+}
 
 // Stall is in percent of the last 10, 60 and 300 seconds, and in all.
 type Stall struct {
-	Avg10, Avg60, Avg300 float64
-	Total                time.Duration
+	Avg10  float64       `json:"avg10"`
+	Avg60  float64       `json:"avg60"`
+	Avg300 float64       `json:"avg300"`
+	Total  time.Duration `json:"total"`
 }
 
 // Decode reads a metric as containerd hands it out. It returns NotFound for an
