@@ -12,7 +12,6 @@ import (
 	"github.com/berthd/berth/images/policy"
 	"github.com/berthd/berth/images/pull"
 	"github.com/berthd/berth/images/registry"
-	"github.com/berthd/berth/images/survey"
 )
 
 // faults are the kinds of errors that callers tell apart, in the order in which they
@@ -26,8 +25,7 @@ var faults = []struct {
 	{"unavailable", registry.ErrUnavailable},
 	{"stalled", pull.ErrStalled},
 	{"corrupt", pull.ErrCorrupt},
-	{"large", survey.ErrTooLarge},
-	{"archive", survey.ErrNotArchive},
+	{"large", pull.ErrTooLarge},
 	{"encrypted", decryption.ErrUndecryptable},
 	{"not-found", errdefs.ErrNotFound},
 	{"unauthenticated", errdefs.ErrUnauthenticated},

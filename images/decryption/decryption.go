@@ -9,7 +9,6 @@ package decryption
 import (
 	"context"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -67,19 +66,17 @@ func IsEncrypted(layer v1.Descriptor) bool {
 	return encryption.IsEncryptedDiff(context.Background(), layer.MediaType)
 }
 
-// Open returns what a layer decrypts to; r itself if the layer is not encrypted.
-// The error is ErrUndecryptable.
-func (k Keys) Open(layer v1.Descriptor, r io.Reader) (io.Reader, error) {
+// Check tells whether there is a key for a layer. The error is ErrUndecryptable.
+func (k Keys) Check(layer v1.Descriptor) error {
 	if !IsEncrypted(layer) {
-		return r, nil
+		return nil
 	}
-	_, plain, _, err := encryption.DecryptLayer(k.config(), r, layer, false)
-	if err != nil {
+	if _, _, _, err := encryption.DecryptLayer(k.config(), nil, layer, true); err != nil {
 		// The library's text lists what each way of wrapping keys has to say. It has
 		// no keys in it.
-		return nil, fmt.Errorf("layer %s: %w: %w", layer.Digest, ErrUndecryptable, err)
+		return fmt.Errorf("layer %s: %w: %w", layer.Digest, ErrUndecryptable, err)
 	}
-	return plain, nil
+	return nil
 }
 
 // ApplyOpts are what containerd needs to unpack a layer.

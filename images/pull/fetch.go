@@ -18,7 +18,6 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berthd/berth/images/registry"
-	"github.com/berthd/berth/images/survey"
 	"github.com/berthd/berth/images/transfer"
 )
 
@@ -30,6 +29,9 @@ var ErrCorrupt = errdefs.ErrDataLoss.WithMessage("registry sent something else")
 func (j *job) fetch(ctx context.Context, desc v1.Descriptor) ([]v1.Descriptor, error) {
 	layer := images.IsLayerType(desc.MediaType)
 	if layer {
+		if err := j.keys.Check(desc); err != nil {
+			return nil, err
+		}
 		j.table.Set(desc, transfer.Waiting)
 		release, err := transfer.Acquire(ctx, j.turns)
 		if err != nil {
@@ -129,7 +131,7 @@ func brokenOff(err error) bool {
 	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
-// source is a fetcher whose bodies are counted and surveyed.
+// source is a fetcher whose bodies are counted.
 type source struct {
 	job     *job
 	fetcher remotes.Fetcher
@@ -159,9 +161,6 @@ func (s *source) Fetch(ctx context.Context, desc v1.Descriptor) (io.ReadCloser, 
 	b := &body{ReadSeekCloser: seeker, job: s.job, source: s, desc: desc, layer: images.IsLayerType(desc.MediaType)}
 	s.job.table.Set(desc, transfer.Downloading)
 	s.job.table.Seek(desc, 0)
-	if b.layer {
-		b.survey = s.job.newSurvey(desc)
-	}
 	return b, nil
 }
 
@@ -173,7 +172,6 @@ type body struct {
 	source *source
 	desc   v1.Descriptor
 	layer  bool
-	survey *survey.Stream // of a layer, nil once it is of no use
 	read   int64
 }
 
@@ -189,43 +187,16 @@ func (b *body) Read(p []byte) (int, error) {
 	b.read += int64(n)
 	b.source.failed = b.source.failed || err != nil && err != io.EOF && (!errdefs.IsFailedPrecondition(err) || untrusted(err))
 	b.job.table.Add(b.desc, n)
-	if b.survey != nil && n > 0 {
-		// Content that is no archive may not be what was asked for either: the content
-		// store tells.
-		if wrong := b.survey.Write(p[:n]); wrong != nil && !errors.Is(wrong, survey.ErrNotArchive) {
-			return n, wrong
-		}
-	}
 	return n, err
 }
 
-// Seek implements io.Seeker. The survey of a layer whose beginning has come before
-// is left to be made of what is in the content store.
+// Seek implements io.Seeker: the beginning has come before.
 func (b *body) Seek(offset int64, whence int) (int64, error) {
 	at, err := b.ReadSeekCloser.Seek(offset, whence)
 	if err == nil && at != b.read {
-		b.endSurvey(false)
 		b.source.resumed = at > 0
 		b.read = at
 		b.job.table.Seek(b.desc, at)
 	}
 	return at, err
-}
-
-// Close implements io.Closer.
-func (b *body) Close() error {
-	b.endSurvey(b.read == b.desc.Size)
-	return b.ReadSeekCloser.Close()
-}
-
-func (b *body) endSurvey(whole bool) {
-	if b.survey == nil {
-		return
-	}
-	if whole {
-		b.survey.Close()
-	} else {
-		b.survey.Abandon()
-	}
-	b.survey = nil
 }

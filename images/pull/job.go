@@ -24,7 +24,6 @@ import (
 	"github.com/berthd/berth/images/manifest"
 	"github.com/berthd/berth/images/policy"
 	"github.com/berthd/berth/images/registry"
-	"github.com/berthd/berth/images/survey"
 	"github.com/berthd/berth/images/transfer"
 )
 
@@ -40,11 +39,9 @@ type job struct {
 	keys     decryption.Keys
 	platform platforms.MatchComparer
 	turns    *semaphore.Weighted
-	budget   *survey.Budget
 	result   Result
 
-	mu      sync.Mutex // guards what is below
-	surveys map[digest.Digest]*survey.Stream
+	mu      sync.Mutex            // guards what is below
 	first   error                 // what went wrong first: the rest comes of it
 	bottoms map[digest.Digest]int // how often a layer occurs, of those that are somewhere the lowest
 
@@ -62,8 +59,8 @@ func (p *Puller) prepare(ctx context.Context, r Request, table *transfer.Table) 
 	j := &job{
 		Puller: p, request: r, table: table,
 		content: p.config.Client.ContentStore(), platform: p.config.Platform,
-		turns: p.config.Downloads.Share(), budget: survey.NewBudget(p.config.MaxUnpacked),
-		surveys: map[digest.Digest]*survey.Stream{}, bottoms: map[digest.Digest]int{},
+		turns:   p.config.Downloads.Share(),
+		bottoms: map[digest.Digest]int{},
 	}
 	dir := p.config.Keys
 	if r.Keys != "" {

@@ -65,8 +65,10 @@ type Config struct {
 	Keys string
 	// Downloads bounds how many layers are fetched at a time, by all pulls.
 	Downloads *transfer.Limiter
-	// MaxUnpacked is what the layers of an image may unpack to together, in bytes;
-	// 0 is DefaultMaxUnpacked. Layers that are unpacked already do not count.
+	// MaxUnpacked is what the layers of an image may take together when they are
+	// unpacked, in bytes; 0 is DefaultMaxUnpacked. Layers that are unpacked already do
+	// not count. It is looked at ten times a second, so that a layer may take as much
+	// more as containerd writes in this time.
 	MaxUnpacked int64
 	// Isolate does a pull for which a slice is given, in another process; nil: there
 	// is no such way. It tells the progress of blobs to the function.
@@ -162,7 +164,7 @@ func New(c Config) *Puller {
 //
 // tell is called with what has changed, every transfer.Interval, by the calling
 // goroutine; it may be nil. The classes of errors are those of the packages policy,
-// registry, survey and decryption, and of this one.
+// registry and decryption, and of this one.
 func (p *Puller) Pull(ctx context.Context, r Request, tell func(transfer.Progress)) (Result, error) {
 	if err := r.validate(); err != nil {
 		return Result{}, fmt.Errorf("pull: %w", err)

@@ -3,19 +3,16 @@
 package pull
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"sync/atomic"
+	"time"
 
 	introspection "github.com/containerd/containerd/api/services/introspection/v1"
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/unpack"
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/containerd/errdefs"
@@ -23,7 +20,6 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
 
-	"github.com/berthd/berth/images/survey"
 	"github.com/berthd/berth/images/transfer"
 )
 
@@ -42,11 +38,11 @@ func (j *job) unpack(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = j.attempt(ctx, kind, &applier{job: j, Applier: j.config.Client.DiffService(), apart: true})
+	guard := newGuard(j.config.Client.SnapshotService(j.config.Snapshotter), j.config.MaxUnpacked)
+	err = j.attempt(ctx, kind, &applier{job: j, guard: guard, Applier: j.config.Client.DiffService(), apart: true})
 	if errors.Is(err, errLeans) {
 		// One by one. What is in the stores already is not brought again.
-		j.budget = survey.NewBudget(j.config.MaxUnpacked)
-		err = j.attempt(ctx, kind, &applier{job: j, Applier: j.config.Client.DiffService()})
+		err = j.attempt(ctx, kind, &applier{job: j, guard: guard, Applier: j.config.Client.DiffService()})
 	}
 	if err != nil {
 		return err
@@ -61,7 +57,7 @@ func (j *job) attempt(ctx context.Context, kind snapshotter, a *applier) error {
 	options := []unpack.UnpackerOpt{unpack.WithUnpackPlatform(unpack.Platform{
 		Platform:                platforms.All, // one was chosen
 		SnapshotterKey:          j.config.Snapshotter,
-		Snapshotter:             removing{j.config.Client.SnapshotService(j.config.Snapshotter)},
+		Snapshotter:             a.guard,
 		SnapshotterExports:      kind.exports,
 		SnapshotterCapabilities: kind.capabilities,
 		Applier:                 a,
@@ -147,85 +143,40 @@ func kindOf(plugin *introspection.Plugin) snapshotter {
 	return s
 }
 
-// removing is a snapshotter from which what is not there can be removed: containerd's
-// unpacker cleans up twice after a layer that has failed, and would complain.
-type removing struct{ snapshots.Snapshotter }
-
-// Remove implements snapshots.Snapshotter.
-func (r removing) Remove(ctx context.Context, key string) error {
-	if err := r.Snapshotter.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
-		return err
-	}
-	return nil
-}
-
-// applier has layers unpacked by containerd, once they have been surveyed.
+// applier has layers unpacked by containerd, and looks at what comes of it.
 type applier struct {
 	diff.Applier
 
 	job   *job
+	guard *guard
 	apart bool        // layers are unpacked apart from those below them
 	leans atomic.Bool // one of them cannot be
 }
 
 // Apply implements diff.Applier.
 func (a *applier) Apply(ctx context.Context, desc v1.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (v1.Descriptor, error) {
-	report, err := a.job.survey(ctx, desc)
-	if err != nil {
-		return v1.Descriptor{}, a.job.failed(fmt.Errorf("layer %s: %w", desc.Digest, err))
-	}
-	if a.apart && report.Leans && !a.job.isBottom(desc.Digest) {
-		a.leans.Store(true)
-	}
 	if a.leans.Load() {
 		return v1.Descriptor{}, errLeans
 	}
-	if err := a.job.budget.Take(report.Size); err != nil {
-		return v1.Descriptor{}, a.job.failed(fmt.Errorf("layer %s: %w", desc.Digest, err))
-	}
 	a.job.table.Set(desc, transfer.Extracting)
-	applied, err := a.Applier.Apply(ctx, desc, mounts, append(opts, a.job.keys.ApplyOpts(desc)...)...)
+	start := time.Now()
+	applied, err := a.guarded(ctx, desc, mounts, append(opts, a.job.keys.ApplyOpts(desc)...))
 	if err != nil {
 		return v1.Descriptor{}, a.job.failed(fmt.Errorf("unpack layer %s: %w", desc.Digest, err))
+	}
+	if a.apart && !a.job.isBottom(desc.Digest) && leans(mounts, start) {
+		a.leans.Store(true)
+		return v1.Descriptor{}, errLeans
 	}
 	a.job.table.Set(desc, transfer.Complete)
 	return applied, nil
 }
 
-// newSurvey begins the survey of a layer that arrives.
-func (j *job) newSurvey(desc v1.Descriptor) *survey.Stream {
-	stream := survey.NewStream(func(r io.Reader) (survey.Report, error) { return j.look(desc, r) })
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.surveys[desc.Digest] = stream
-	return stream
-}
-
-func (j *job) look(desc v1.Descriptor, r io.Reader) (survey.Report, error) {
-	plain, err := j.keys.Open(desc, r)
-	if err != nil {
-		return survey.Report{}, err
+func (a *applier) guarded(ctx context.Context, desc v1.Descriptor, mounts []mount.Mount, opts []diff.ApplyOpt) (v1.Descriptor, error) {
+	ctx, done := a.guard.watch(ctx, mounts)
+	applied, err := a.Applier.Apply(ctx, desc, mounts, opts...)
+	if over := done(); over != nil {
+		return v1.Descriptor{}, over
 	}
-	return survey.Read(plain, j.config.MaxUnpacked)
-}
-
-// readBytes is how much of a layer is asked of containerd at a time.
-const readBytes = 1 << 20
-
-// survey returns what a layer in the content store says of itself.
-func (j *job) survey(ctx context.Context, desc v1.Descriptor) (survey.Report, error) {
-	j.mu.Lock()
-	stream := j.surveys[desc.Digest]
-	j.mu.Unlock()
-	if stream != nil {
-		if report, known, err := stream.Wait(); known {
-			return report, err
-		}
-	}
-	blob, err := content.BlobReadSeeker(ctx, j.content, desc)
-	if err != nil {
-		return survey.Report{}, err
-	}
-	defer blob.Close()
-	return j.look(desc, bufio.NewReaderSize(blob, readBytes))
+	return applied, err
 }
