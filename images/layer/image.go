@@ -17,7 +17,7 @@ import (
 )
 
 // imagePrefix begins the key of an image's mount, which is the name of its snapshot
-// and of its lease too.
+// and of its lease too. The manifest's digest follows; all are SHA-256.
 const imagePrefix = "berth-image-mount-"
 
 func imageKey(m digest.Digest) string { return imagePrefix + m.Encoded() }
@@ -89,6 +89,30 @@ func (l *Layers) ImageMount(m digest.Digest) (string, error) {
 		return "", err
 	}
 	return root, nil
+}
+
+// ImageMounts lists where images are mounted, by their manifests.
+func (l *Layers) ImageMounts() (map[digest.Digest]string, error) {
+	keys, err := l.mounts.Keys()
+	if err != nil {
+		return nil, err
+	}
+	found := map[digest.Digest]string{}
+	for _, key := range keys {
+		hex, ok := strings.CutPrefix(key, imagePrefix)
+		if !ok {
+			continue
+		}
+		m := digest.NewDigestFromEncoded(digest.SHA256, hex)
+		root, err := l.ImageMount(m)
+		if err != nil {
+			return nil, err
+		}
+		if root != "" {
+			found[m] = root
+		}
+	}
+	return found, nil
 }
 
 // Sweep removes what mounts left behind that have gone away by themselves, at a reboot
