@@ -57,8 +57,9 @@ type Image struct {
 	// RepoDigests are "repository@digest" for each repository and each digest that
 	// its names have, sorted: it need not be in that repository.
 	RepoDigests []string
-	// Size is that of the manifest, the configuration and the layers as blobs, in
-	// bytes, which is what containerd's CRI plugin reports; nil if not known.
+	// Size is that of the index, the manifest, the configuration and the layers as
+	// blobs, in bytes, which is what containerd's CRI plugin reports; nil if not
+	// known.
 	Size *int64
 	// Target is what its records point to: an index, or the manifest.
 	Target v1.Descriptor

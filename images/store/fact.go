@@ -40,8 +40,8 @@ type Facts struct {
 	Config   digest.Digest // its configuration: the image's ID to CRI
 	Platform v1.Platform
 	Created  time.Time // as the image says
-	// Size is that of the manifest, the configuration and the layers as blobs,
-	// in bytes: what containerd's CRI plugin reports.
+	// Size is that of the index, the manifest, the configuration and the layers as
+	// blobs, in bytes: what containerd's CRI plugin reports.
 	Size int64
 	// Foreign says that the variant is not for this host.
 	Foreign bool
@@ -174,6 +174,9 @@ func (s *Store) read(ctx context.Context, blobs content.Provider, target v1.Desc
 	platform, errPlatform := best.Platform(ctx)
 	if err := errors.Join(errID, errSize, errPlatform); err != nil {
 		return Facts{Err: err}
+	}
+	if target.Digest != best.Descriptor().Digest {
+		size += target.Size
 	}
 	f := Facts{
 		Manifest: best.Descriptor().Digest, Config: id, Size: size,
