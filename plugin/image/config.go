@@ -6,22 +6,20 @@
 package image
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/containerd/errdefs"
-	"github.com/pelletier/go-toml/v2"
 
+	"github.com/berthd/berth/plugin/settings"
 	"github.com/berthd/berth/shim/options"
 )
 
 // DefaultPath is berth's configuration.
-const DefaultPath = "/etc/berth/berth.toml"
+const DefaultPath = settings.DefaultPath
 
 // Config is the table [images]. The zero value is that of a host that says nothing:
 // files of the containers tools and of containerd are where those look for them.
@@ -104,39 +102,16 @@ func Load(path string) (*Config, error) {
 
 // Parse reads the table [images] of a configuration. Other tables are others'.
 func Parse(text []byte) (*Config, error) {
-	document := struct {
-		Images  Config `toml:"images"`
-		Runtime any    `toml:"runtime"`
-		Network any    `toml:"network"`
-		Layers  any    `toml:"snapshotter"`
-	}{}
-	err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&document)
-	if err == nil {
-		err = document.Images.Validate()
+	var document struct {
+		Images Config `toml:"images"`
 	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errdefs.ErrInvalidArgument, describe(err))
+	if err := settings.Decode(text, &document, "images"); err != nil {
+		return nil, err
+	}
+	if err := document.Images.Validate(); err != nil {
+		return nil, fmt.Errorf("%w: %w", errdefs.ErrInvalidArgument, err)
 	}
 	return &document.Images, nil
-}
-
-// describe says by key and line what is wrong.
-func describe(err error) error {
-	var unknown *toml.StrictMissingError
-	if errors.As(err, &unknown) {
-		var faults []error
-		for i := range unknown.Errors {
-			line, _ := unknown.Errors[i].Position()
-			faults = append(faults, fmt.Errorf("line %d: unknown key %s", line, strings.Join(unknown.Errors[i].Key(), ".")))
-		}
-		return errors.Join(faults...)
-	}
-	var malformed *toml.DecodeError
-	if errors.As(err, &malformed) {
-		line, _ := malformed.Position()
-		return fmt.Errorf("line %d: %s: %s", line, strings.Join(malformed.Key(), "."), strings.TrimPrefix(malformed.Error(), "toml: "))
-	}
-	return err
 }
 
 // Validate returns all faults, each with its key.

@@ -6,7 +6,6 @@ import (
 	"github.com/containerd/containerd/v2/client"
 
 	"github.com/berthd/berth/images"
-	"github.com/berthd/berth/images/policy"
 	"github.com/berthd/berth/images/reference"
 	"github.com/berthd/berth/images/registry"
 )
@@ -33,20 +32,16 @@ type Host struct {
 // Service returns the service that the configuration describes. It makes no
 // request. Files that are wrong are ErrInvalidArgument.
 func (c *Config) Service(h Host) (*images.Service, error) {
-	r, err := registry.New(registry.Config{
-		HostsDir: c.HostsDir, CertsDir: c.CertsDir,
-		RegistriesConf: c.RegistriesConf, RegistriesConfDir: c.RegistriesConfDir,
-		Insecure: c.InsecureRegistries,
-		AuthFile: c.GlobalAuthFile, DockerConfigDir: c.DockerConfigDir,
-		Choose: h.Choose,
-	})
+	config := c.registry()
+	config.Choose = h.Choose
+	r, err := registry.New(config)
 	if err != nil {
 		return nil, err
 	}
 	return images.New(images.Config{
 		Client: h.Client, Namespace: h.Namespace, Snapshotter: h.Snapshotter, Mounts: h.Mounts,
 		Registry:       r,
-		Policy:         policy.Config{Path: c.SignaturePolicy, Dir: c.SignaturePolicyDir, RegistriesDir: c.SignatureRegistriesDir},
+		Policy:         c.policy(),
 		Pins:           c.PinnedImages,
 		PauseImage:     c.PauseImage,
 		DecryptionKeys: c.DecryptionKeysPath,

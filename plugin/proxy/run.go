@@ -14,7 +14,9 @@ import (
 	"syscall"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/log"
 	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -22,6 +24,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/berthd/berth/plugin/layers"
+	"github.com/berthd/berth/plugin/pinner"
 )
 
 // Run serves until SIGTERM, SIGINT or the end of ctx, and finishes the calls that
@@ -73,6 +76,13 @@ func (c *Config) serve(ctx context.Context, l *net.UnixListener, hangup <-chan o
 	ready(ctx)
 	log.G(ctx).WithField("address", c.Proxy.Address).Info("serving the snapshotter")
 
+	stop, err := c.pin(ctx)
+	if err != nil {
+		server.Stop()
+		return false, errors.Join(err, <-ended)
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+
 	select {
 	case err := <-ended:
 		return false, err
@@ -83,6 +93,25 @@ func (c *Config) serve(ctx context.Context, l *net.UnixListener, hangup <-chan o
 	}
 	server.GracefulStop()
 	return again, <-ended
+}
+
+// pin starts the policy of pinned images; stop ends it and waits.
+func (c *Config) pin(ctx context.Context) (stop func() error, err error) {
+	containerd, err := client.New(c.Proxy.Containerd, client.WithDefaultNamespace(namespaces.Default))
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		pinner.Run(ctx, containerd, c.path)
+	}()
+	return func() error {
+		cancel()
+		<-ended
+		return containerd.Close()
+	}, nil
 }
 
 func ready(ctx context.Context) {

@@ -10,7 +10,6 @@
 package handler
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,19 +17,15 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync/atomic"
 
 	"github.com/containerd/errdefs"
-	"github.com/pelletier/go-toml/v2"
+
+	"github.com/berthd/berth/plugin/settings"
 )
 
 // DefaultPath is berth's configuration.
-const DefaultPath = "/etc/berth/berth.toml"
-
-// sections are the tables of berth's configuration. Those but runtime are read by
-// others; a table that nobody reads is a mistake.
-var sections = []string{"runtime", "network", "images", "snapshotter"}
+const DefaultPath = settings.DefaultPath
 
 // Config is the table [runtime]. The zero value means Default.
 type Config struct {
@@ -64,11 +59,8 @@ func Parse(text []byte) (*Config, error) {
 	document := struct {
 		Runtime *Config `toml:"runtime"`
 	}{Default()}
-	d := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
-	if err := d.Decode(&document); err != nil {
-		if err := describe(err); err != nil {
-			return nil, fmt.Errorf("%w: %w", errdefs.ErrInvalidArgument, err)
-		}
+	if err := settings.Decode(text, &document, "runtime"); err != nil {
+		return nil, err
 	}
 	c := document.Runtime
 	for name, h := range c.Handlers {
@@ -79,31 +71,6 @@ func Parse(text []byte) (*Config, error) {
 		return nil, err
 	}
 	return c, nil
-}
-
-// describe says by key and line what is wrong with a document, nil if it is only
-// tables of others.
-func describe(err error) error {
-	var unknown *toml.StrictMissingError
-	if errors.As(err, &unknown) {
-		var faults []error
-		for i := range unknown.Errors {
-			key := unknown.Errors[i].Key()
-			if key[0] != "runtime" && slices.Contains(sections, key[0]) {
-				continue
-			}
-			line, _ := unknown.Errors[i].Position()
-			faults = append(faults, fmt.Errorf("line %d: unknown key %s", line, strings.Join(key, ".")))
-		}
-		return errors.Join(faults...)
-	}
-	var malformed *toml.DecodeError
-	if errors.As(err, &malformed) {
-		line, _ := malformed.Position()
-		key := strings.Join(malformed.Key(), ".")
-		return fmt.Errorf("line %d: %s: %s", line, key, strings.TrimPrefix(malformed.Error(), "toml: "))
-	}
-	return err
 }
 
 // inherit completes handlers that take the default one's runtime.

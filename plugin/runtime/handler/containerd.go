@@ -25,9 +25,9 @@ type Runtime struct {
 	Options *runtimeoptions.Options
 }
 
-// settings are what a handler changes of the shim's settings, the names being
+// overrides are what a handler changes of the shim's settings, the names being
 // those of shim.toml.
-type settings struct {
+type overrides struct {
 	Runtime         string   `toml:"runtime,omitempty"`
 	Root            string   `toml:"root,omitempty"`
 	SystemdCgroup   bool     `toml:"systemd_cgroup,omitempty"`
@@ -65,7 +65,7 @@ func (h *Handler) Runtime(use Use) (*Runtime, error) {
 		}
 		return r, nil
 	}
-	s := settings{
+	s := overrides{
 		Runtime: path, Root: h.Root, SystemdCgroup: h.SystemdCgroup, MinMemory: int64(h.MinMemory),
 		ExecCPUAffinity: h.ExecCPUAffinity, NoSyncLog: h.NoSyncLog, MonitorCgroup: h.MonitorCgroup, MonitorEnv: h.MonitorEnv,
 		ExitDir: use.ExitDir, PodProcess: use.PodProcess,
