@@ -499,8 +499,8 @@ func TestRuntimeStopSignal(t *testing.T) {
 	}
 }
 
-// image makes an image of busybox's layers with another configuration.
-func (r *rig) image(t *testing.T, name string, change func(*ocispec.ImageConfig)) {
+// image makes an image of busybox's layer, and more of them, with another configuration.
+func (r *rig) image(t *testing.T, name string, change func(*ocispec.ImageConfig), layers ...[]byte) {
 	t.Helper()
 	in := r.Context(context.Background())
 	ctx, done, err := r.Client().WithLease(in)
@@ -522,12 +522,17 @@ func (r *rig) image(t *testing.T, name string, change func(*ocispec.ImageConfig)
 	}
 	change(&config.Config)
 	manifest.MediaType = ocispec.MediaTypeImageManifest
-	manifest.Config = r.blob(t, ctx, ocispec.MediaTypeImageConfig, config, nil)
+	for _, layer := range layers {
+		desc := r.blob(t, ctx, ocispec.MediaTypeImageLayer, layer, nil)
+		manifest.Layers = append(manifest.Layers, desc)
+		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, desc.Digest)
+	}
+	manifest.Config = r.blob(t, ctx, ocispec.MediaTypeImageConfig, encoded(t, config), nil)
 	keep := map[string]string{"containerd.io/gc.ref.content.config": manifest.Config.Digest.String()}
 	for i, layer := range manifest.Layers {
 		keep[fmt.Sprintf("containerd.io/gc.ref.content.l.%d", i)] = layer.Digest.String()
 	}
-	target := r.blob(t, ctx, ocispec.MediaTypeImageManifest, manifest, keep)
+	target := r.blob(t, ctx, ocispec.MediaTypeImageManifest, encoded(t, manifest), keep)
 	if _, err := r.Client().ImageService().Create(ctx, images.Image{Name: name, Target: target}); err != nil {
 		t.Fatal(err)
 	}
@@ -538,13 +543,18 @@ func (r *rig) image(t *testing.T, name string, change func(*ocispec.ImageConfig)
 	})
 }
 
-// blob stores a document.
-func (r *rig) blob(t *testing.T, ctx context.Context, mediaType string, document any, labels map[string]string) ocispec.Descriptor {
+func encoded(t *testing.T, document any) []byte {
 	t.Helper()
 	b, err := json.Marshal(document)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return b
+}
+
+// blob stores what an image is made of.
+func (r *rig) blob(t *testing.T, ctx context.Context, mediaType string, b []byte, labels map[string]string) ocispec.Descriptor {
+	t.Helper()
 	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
 	if err := content.WriteBlob(ctx, r.Client().ContentStore(), desc.Digest.String(), bytes.NewReader(b), desc, content.WithLabels(labels)); err != nil {
 		t.Fatal(err)

@@ -3,7 +3,9 @@
 package runtime_test
 
 import (
+	"archive/tar"
 	"bytes"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -12,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	berth "github.com/berthd/berth/plugin/runtime"
 	"github.com/berthd/berth/plugin/runtime/network"
@@ -158,5 +161,63 @@ func TestRuntimePortForward(t *testing.T) {
 	_, theirs = net.Pipe()
 	if err := r.PortForward(ctx(t), p.Name, 8080, theirs); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("of a stopped pod: %v", err)
+	}
+}
+
+// Parts of an image of two layers, as they are seen together.
+func TestRuntimeImagePart(t *testing.T) {
+	r := withService(t)
+	var upper bytes.Buffer
+	w := tar.NewWriter(&upper)
+	for _, h := range []tar.Header{
+		{Name: "data/", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: "data/file", Typeflag: tar.TypeReg, Mode: 0o644, Size: 4},
+		{Name: "data/link", Typeflag: tar.TypeSymlink, Linkname: "/etc"},
+		{Name: "bin/", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: "bin/.wh.ls", Typeflag: tar.TypeReg},
+		{Name: "bin/new", Typeflag: tar.TypeReg, Mode: 0o644, Size: 4},
+		{Name: "etc/", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: "etc/.wh..wh..opq", Typeflag: tar.TypeReg},
+		{Name: "etc/only", Typeflag: tar.TypeReg, Mode: 0o644, Size: 4},
+	} {
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if h.Size > 0 {
+			_, _ = w.Write([]byte("text"))
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	const image = "berth.test/layers:1"
+	r.image(t, image, func(*ocispec.ImageConfig) {}, upper.Bytes())
+	p := r.pod(t, hostPod(t))
+	q := shell(p, "main", idle)
+	for i, path := range []string{"bin", "etc", "data/file", "usr", ""} {
+		q.Mounts = append(q.Mounts, berth.Mount{Image: image, SubPath: path, Target: fmt.Sprintf("/m/%d", i)})
+	}
+	c := r.start(t, q)
+	for script, want := range map[string]string{
+		"ls /m/0/new /m/0/busybox; ls /m/0/ls 2>/dev/null || echo gone": "/m/0/busybox /m/0/new gone",
+		"ls /m/1":            "only",
+		"cat /m/2":           "text",
+		"ls /m/3":            "bin",
+		"cat /m/4/data/file": "text",
+		"touch /m/0/x 2>/dev/null || echo readonly": "readonly",
+	} {
+		if got := strings.Join(strings.Fields(r.sh(t, c, script)), " "); got != want {
+			t.Errorf("%s: %q, want %q", script, got, want)
+		}
+	}
+	for path, is := range map[string]func(error) bool{
+		"nosuch": errdefs.IsNotFound, "bin/ls": errdefs.IsNotFound, "etc/passwd": errdefs.IsNotFound, "data/file/x": errdefs.IsNotFound,
+		"data/link": errdefs.IsInvalidArgument, "data/link/passwd": errdefs.IsInvalidArgument, "../x": errdefs.IsInvalidArgument,
+	} {
+		q := shell(p, "other", idle)
+		q.Mounts = []berth.Mount{{Image: image, SubPath: path, Target: "/m"}}
+		if _, err := r.CreateContainer(ctx(t), q); !is(err) {
+			t.Errorf("%s: %v", path, err)
+		}
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"path/filepath"
 	"strconv"
 
 	"github.com/containerd/containerd/v2/client"
@@ -134,16 +133,16 @@ func (s *Service) mountImage(ctx context.Context, m *Mount, c *record.Creation, 
 	if err != nil {
 		return fmt.Errorf("image %s: %w", m.Image, err)
 	}
-	if len(layers) != 1 || m.SubPath != "" && layers[0].Type != "bind" {
-		return fmt.Errorf("image %s: a part of one with several layers: %w", m.Image, errdefs.ErrNotImplemented)
+	if len(layers) != 1 {
+		return fmt.Errorf("image %s: its snapshotter has %d mounts for one: %w", m.Image, len(layers), errdefs.ErrNotImplemented)
 	}
-	to.Type, to.Source, to.Options = layers[0].Type, layers[0].Source, layers[0].Options
+	root := &layers[0]
 	if m.SubPath != "" {
-		if !filepath.IsLocal(m.SubPath) {
-			return fmt.Errorf("path %q in an image: %w", m.SubPath, errdefs.ErrInvalidArgument)
+		if root, err = partOf(root, m.SubPath); err != nil {
+			return fmt.Errorf("image %s: %w", m.Image, err)
 		}
-		to.Source = filepath.Join(to.Source, m.SubPath)
 	}
+	to.Type, to.Source, to.Options = root.Type, root.Source, root.Options
 	// An image is nobody's to change.
 	to.ReadOnly, to.RecursiveReadOnly, to.Propagation, to.Create = true, false, oci.Private, false
 	return nil
