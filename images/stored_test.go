@@ -53,7 +53,7 @@ var namespaces atomic.Int32
 // has removed its images and containers.
 type stored struct {
 	*images.Service
-	t  *testing.T
+	t  testing.TB
 	d  *host.Daemon
 	ns string
 
@@ -61,7 +61,7 @@ type stored struct {
 	events []images.Event
 }
 
-func newStored(t *testing.T, change func(*images.Config)) *stored {
+func newStored(t testing.TB, change func(*images.Config)) *stored {
 	t.Helper()
 	shared.once.Do(func() { shared.d, shared.err = host.New(host.Options{Images: []string{}}) })
 	if shared.err != nil {
@@ -70,7 +70,7 @@ func newStored(t *testing.T, change func(*images.Config)) *stored {
 	return storedOn(t, shared.d, fmt.Sprintf("stored-%d", namespaces.Add(1)), change)
 }
 
-func storedOn(t *testing.T, d *host.Daemon, namespace string, change func(*images.Config)) *stored {
+func storedOn(t testing.TB, d *host.Daemon, namespace string, change func(*images.Config)) *stored {
 	t.Helper()
 	s := &stored{t: t, d: d, ns: namespace}
 	config := images.Config{Client: d.Client(), Namespace: s.ns, Events: s.hear, Mounts: t.TempDir()}
@@ -327,7 +327,7 @@ func (s *stored) run(c client.Container) {
 }
 
 // sample is a small image; another text gives another one.
-func sample(t *testing.T, text string) *image.Image {
+func sample(t testing.TB, text string) *image.Image {
 	t.Helper()
 	layer, err := image.NewLayer(image.Gzip, image.File{Path: "text", Mode: 0o644, Data: []byte(text)})
 	if err != nil {
@@ -336,7 +336,7 @@ func sample(t *testing.T, text string) *image.Image {
 	return build(t, image.Variant{Layers: []image.Layer{layer}, Config: v1.ImageConfig{Labels: map[string]string{"text": text}}})
 }
 
-func build(t *testing.T, variants ...image.Variant) *image.Image {
+func build(t testing.TB, variants ...image.Variant) *image.Image {
 	t.Helper()
 	img, err := image.Build("berth.test/x:1", variants...)
 	if err != nil {
@@ -345,7 +345,7 @@ func build(t *testing.T, variants ...image.Variant) *image.Image {
 	return img
 }
 
-func kind(t *testing.T, builder image.Builder) *image.Image {
+func kind(t testing.TB, builder image.Builder) *image.Image {
 	t.Helper()
 	img, err := builder("berth.test/x:1")
 	if err != nil {

@@ -202,10 +202,7 @@ func (l *Lister) image(ctx context.Context, id reference.ID, records []images.Im
 		log.G(ctx).WithError(f.Err).WithField("image", records[0].Name).Warn("image cannot be read")
 	}
 	n := store.NamesOf(ctx, records)
-	img.RepoTags, img.RepoDigests = n.Tags, n.Digests()
-	if name, err := reference.Parse(n.First()); err == nil {
-		img.Name = &name
-	}
+	img.RepoTags, img.RepoDigests, img.Name = n.Tags, n.Digests(), n.First()
 	for _, r := range records {
 		img.Records = append(img.Records, r.Name)
 		img.Pinned = img.Pinned || l.store.IsPinned(r)
@@ -220,7 +217,11 @@ func (l *Lister) image(ctx context.Context, id reference.ID, records []images.Im
 // previousRepository is CRI-O's PreviousName without its tag. (CRI-O cuts at the
 // first colon, and so a registry's port.)
 func previousRepository(r images.Image) string {
-	ref, err := reference.Parse(store.PreviousName(r))
+	name := store.PreviousName(r)
+	if name == "" {
+		return ""
+	}
+	ref, err := reference.Parse(name)
 	if err != nil {
 		return ""
 	}

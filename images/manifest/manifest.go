@@ -48,6 +48,7 @@ type Manifest struct {
 	mu     sync.Mutex   // guards what follows; not held while reading
 	parsed *v1.Manifest // nil until read
 	config []byte       // nil until read
+	image  *v1.Image    // config, parsed; nil until asked for
 }
 
 // New returns the manifest that a descriptor describes, without reading anything.
@@ -135,8 +136,15 @@ func (m *Manifest) RawConfig(ctx context.Context) ([]byte, error) {
 	return config, nil
 }
 
-// Config returns the image's configuration. The classes are those of Manifest.
+// Config returns the image's configuration. The classes are those of Manifest. The
+// caller must not change it.
 func (m *Manifest) Config(ctx context.Context) (v1.Image, error) {
+	m.mu.Lock()
+	parsed := m.image
+	m.mu.Unlock()
+	if parsed != nil {
+		return *parsed, nil
+	}
 	raw, err := m.RawConfig(ctx)
 	if err != nil {
 		return v1.Image{}, err
@@ -145,6 +153,9 @@ func (m *Manifest) Config(ctx context.Context) (v1.Image, error) {
 	if err := json.Unmarshal(raw, &config); err != nil {
 		return v1.Image{}, unreadable("configuration of manifest", m.desc.Digest, err)
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.image = &config
 	return config, nil
 }
 

@@ -104,19 +104,22 @@ func Came(records []images.Image) time.Time {
 type Names struct {
 	Tags     []string // sorted
 	Digested []reference.Reference
-	repos    map[string]bool
-	targets  map[digest.Digest]bool
+
+	tagged  []reference.Reference // as Tags are
+	repos   map[string]bool
+	targets map[digest.Digest]bool
 }
 
-// NamesOf returns the names that an image's records have. Those that are not names of
-// images in a registry are left out, and logged.
+// NamesOf returns the names that an image's records have, which are in the order of
+// their names. Those that are not names of images in a registry are left out, and
+// logged.
 func NamesOf(ctx context.Context, records []images.Image) Names {
 	n := Names{repos: map[string]bool{}, targets: map[digest.Digest]bool{}}
 	for _, r := range records {
 		kind, ref := ParseName(r.Name)
 		switch kind {
 		case KindTag:
-			n.Tags = append(n.Tags, r.Name)
+			n.Tags, n.tagged = append(n.Tags, r.Name), append(n.tagged, ref)
 		case KindDigest:
 			n.Digested = append(n.Digested, ref)
 			n.targets[ref.Digest()] = true
@@ -144,13 +147,10 @@ func (n Names) Digests() []string {
 	return all
 }
 
-// First is the first tag, else the first digest; empty without either.
-func (n Names) First() string {
-	if len(n.Tags) > 0 {
-		return n.Tags[0]
+// First is the first tag, else the first digest; nil without either.
+func (n Names) First() *reference.Reference {
+	for _, ref := range append(n.tagged, n.Digested...) {
+		return &ref
 	}
-	if len(n.Digested) > 0 {
-		return n.Digested[0].Text()
-	}
-	return ""
+	return nil
 }

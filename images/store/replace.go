@@ -248,10 +248,14 @@ func (s *Store) Complete(ctx context.Context, img images.Image) (added bool, err
 // PreviousName is the name that an image without one had last, empty if that is not
 // known.
 func PreviousName(record images.Image) string {
+	name := record.Labels[labelPrevious]
+	if name == "" {
+		return ""
+	}
 	if kind, _ := ParseName(record.Name); kind.User() {
 		return ""
 	}
-	return record.Labels[labelPrevious]
+	return name
 }
 
 // Named returns the record of exactly that name, as a registry's reference. The
