@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -92,17 +93,11 @@ func openOn(t testing.TB, d *host.Daemon, change func(*pull.Config)) *rig {
 	r := &rig{d: d, dir: t.TempDir()}
 	r.registry = serve(t, registry.Options{})
 	r.write(t, "policy.json", acceptAll)
-	r.config = pull.Config{
-		Client:      d.Client(),
-		Namespace:   fmt.Sprintf("pull-%d", namespaces.Add(1)),
-		Snapshotter: "overlayfs",
-		Policy:      policy.Config{Path: filepath.Join(r.dir, "policy.json")},
-		Platform:    platforms.Default(),
-		Downloads:   transfer.NewLimiter(3),
-		Now:         time.Now,
-	}
+	r.write(t, "registries.conf", "")
+	r.write(t, "registries.conf.d/none.conf", "")
+	r.write(t, "auth.json", "{}")
 	var err error
-	if r.config.Registry, err = berthregistry.New(r.files(t)); err != nil {
+	if r.config, err = settings(d.Client(), fmt.Sprintf("pull-%d", namespaces.Add(1)), r.dir); err != nil {
 		t.Fatal(err)
 	}
 	if change != nil {
@@ -121,15 +116,22 @@ func (r *rig) renew() {
 	r.Puller = pull.New(r.config)
 }
 
-// files is a configuration of registries that has nothing of this machine's.
-func (r *rig) files(t testing.TB) berthregistry.Config {
-	r.write(t, "registries.conf", "")
-	r.write(t, "registries.conf.d/none.conf", "")
-	r.write(t, "auth.json", "{}")
-	return berthregistry.Config{
-		HostsDir: filepath.Join(r.dir, "certs.d"), CertsDir: filepath.Join(r.dir, "certs"),
-		RegistriesConf: filepath.Join(r.dir, "registries.conf"), RegistriesConfDir: filepath.Join(r.dir, "registries.conf.d"), AuthFile: filepath.Join(r.dir, "auth.json"),
-	}
+// settings are a Puller's that have nothing of this machine's.
+func settings(c *client.Client, namespace, dir string) (pull.Config, error) {
+	registries, err := berthregistry.New(berthregistry.Config{
+		HostsDir: filepath.Join(dir, "certs.d"), CertsDir: filepath.Join(dir, "certs"),
+		RegistriesConf: filepath.Join(dir, "registries.conf"), RegistriesConfDir: filepath.Join(dir, "registries.conf.d"),
+		AuthFile: filepath.Join(dir, "auth.json"),
+	})
+	return pull.Config{
+		Client: c, Namespace: namespace, Snapshotter: "overlayfs",
+		Records:   store.New(c, store.Options{Namespace: namespace}),
+		Registry:  registries,
+		Policy:    policy.Config{Path: filepath.Join(dir, "policy.json")},
+		Platform:  platforms.Default(),
+		Downloads: transfer.NewLimiter(3),
+		Now:       time.Now,
+	}, err
 }
 
 func (r *rig) write(t testing.TB, name, text string) string {
