@@ -70,12 +70,12 @@ func TestCLIReadme(t *testing.T) {
 // Documents mention only commands and flags that there are.
 func TestCLIDocuments(t *testing.T) {
 	forCLI(t, func(t *testing.T, c *cli) {
-		for _, file := range []string{"../README.md", "../docs/cli.md", "../docs/crio-migration.md"} {
+		for _, file := range []string{"../README.md", "../docs/cli.md", "../docs/images.md", "../docs/crio-migration.md"} {
 			text, err := os.ReadFile(file)
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, m := range regexp.MustCompile("(?m)(?:^    |`|\\$\\()(berth (?:pod|container|shim|run|exec|logs|ps|pods|doctor)\\b[^`\n)]*)").FindAllStringSubmatch(string(text), -1) {
+			for _, m := range regexp.MustCompile("(?m)(?:^    |`|\\$\\()(berth (?:pod|container|image|shim|run|exec|logs|ps|pods|pull|push|images|rmi|doctor)\\b[^`\n)]*)").FindAllStringSubmatch(string(text), -1) {
 				checkCommand(t, c, file, m[1])
 			}
 		}
@@ -87,7 +87,7 @@ func checkCommand(t *testing.T, c *cli, file, line string) {
 	t.Helper()
 	words := strings.Fields(strings.Split(line, "#")[0])[1:]
 	names := words[:1]
-	if slices.Contains([]string{"pod", "container", "shim"}, names[0]) && len(words) > 1 && regexp.MustCompile(`^[a-z-]+$`).MatchString(words[1]) {
+	if slices.Contains([]string{"pod", "container", "image", "shim"}, names[0]) && len(words) > 1 && regexp.MustCompile(`^[a-z-]+$`).MatchString(words[1]) {
 		names = words[:2]
 	}
 	r := c.run(t, append(slices.Clone(names), "--help")...)

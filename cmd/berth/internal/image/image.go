@@ -42,9 +42,10 @@ Registries, signature policies and pins are those of the host's files; see the t
 	}
 	c.AddCommand(
 		Pull(s), Push(s), servePull(s),
-		List(s), candidates(s), checkAll(s), verify(s),
-		untag(s), Remove(s), prune(s), pinned(s), unpin(s),
+		List(s), inspect(s), history(s), candidates(s), usage(s), checkAll(s), verify(s),
+		tag(s), untag(s), Remove(s), prune(s), pinned(s), unpin(s),
 		save(s), load(s), importRoot(s),
+		commit(s), squash(s), diff(s), mount(s), unmount(s),
 	)
 	return c
 }
@@ -62,7 +63,7 @@ func do(ctx context.Context, s *session.Session, change func(*config.Config), f 
 	return s.Client(ctx, func(ctx context.Context, c *client.Client) error {
 		service, err := settings.Service(config.Host{
 			Client: c, Namespace: s.Namespace, Snapshotter: s.Snapshotter,
-			Mounts: filepath.Join(s.State, s.Namespace, "images"),
+			Mounts: filepath.Join(s.State, "images"),
 			Choose: chooser(s), PullCommand: again(s, "image", pullCommand),
 		})
 		if err != nil {

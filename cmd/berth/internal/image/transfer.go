@@ -8,7 +8,8 @@ import (
 	"errors"
 	"fmt"
 
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/berthd/berth/cmd/berth/internal/progress"
 	"github.com/berthd/berth/cmd/berth/internal/session"
 	"github.com/berthd/berth/images"
+	"github.com/berthd/berth/images/listing"
 	"github.com/berthd/berth/images/transfer"
 	config "github.com/berthd/berth/plugin/image"
 )
@@ -193,7 +195,7 @@ func (p *puller) platforms(ctx context.Context, s *session.Session, wanted platf
 		if err != nil {
 			return err
 		}
-		if list, err = variants(ctx, p.service, first.Target); err != nil {
+		if list, err = variants(ctx, p.service, first); err != nil {
 			return err
 		}
 		if len(list) == 0 {
@@ -211,9 +213,16 @@ func (p *puller) platforms(ctx context.Context, s *session.Session, wanted platf
 	return p.told(s, result)
 }
 
-// variants are the platforms that an index lists.
-func variants(ctx context.Context, service *images.Service, target v1.Descriptor) (list []string, err error) {
-	return nil, nil
+// variants are the platforms of an image that was pulled, whether they are here or
+// not.
+func variants(ctx context.Context, service *images.Service, pulled images.PullResult) (list []string, err error) {
+	all, err := service.Manifests(ctx, pulled.Reference.Text())
+	for _, v := range all {
+		if v.Kind == listing.VariantImage && v.Descriptor.Platform != nil {
+			list = append(list, platforms.Format(*v.Descriptor.Platform))
+		}
+	}
+	return list, err
 }
 
 // get pulls one image and shows how.
@@ -240,10 +249,10 @@ func (p *puller) told(s *session.Session, result images.PullResult) error {
 }
 
 // tags pulls all tags of a repository.
-func (p *puller) tags(ctx context.Context, s *session.Session, platforms platformList) (err error) {
+func (p *puller) tags(ctx context.Context, s *session.Session, wanted platformList) (err error) {
 	r := p.request
-	r.Platforms = platforms.texts
-	if platforms.all {
+	r.Platforms = wanted.texts
+	if wanted.all {
 		return session.Usage("--all-tags with --all-platforms")
 	}
 	var results []images.PullResult
@@ -324,4 +333,106 @@ func push(ctx context.Context, s *session.Session, service *images.Service, r im
 		err = errors.Join(err, wrong)
 	}
 	return err
+}
+
+// When says when the image of a new container is pulled: a flag.
+type When string
+
+// Times of pulling.
+const (
+	Missing When = "missing" // if it is not here
+	Always  When = "always"  // the registry may have a newer one
+	Never   When = "never"
+)
+
+// String returns it as the flag has it.
+func (w *When) String() string { return string(*w) }
+
+// Set refuses what is no time.
+func (w *When) Set(text string) error {
+	switch When(text) {
+	case Missing, Always, Never:
+		*w = When(text)
+		return nil
+	}
+	return fmt.Errorf("missing, always or never: %w", errdefs.ErrInvalidArgument)
+}
+
+// Type names it in a usage.
+func (w *When) Type() string { return "missing|always|never" }
+
+// Source are the flags of where a new container's image comes from.
+type Source struct {
+	when  When
+	flags pulls
+}
+
+// Bind declares the flags.
+func (o *Source) Bind(flags *pflag.FlagSet) {
+	o.when = Missing
+	flags.Var(&o.when, "pull", "when to pull the image")
+	o.flags.access.bind(flags)
+	o.flags.acceptance.bind(flags)
+	o.flags.shown.bindProgress(flags)
+}
+
+// Record returns the name of the record of an image, which is pulled if the flags
+// say so.
+func (o *Source) Record(ctx context.Context, s *session.Session, name, platform string) (record string, err error) {
+	err = do(ctx, s, o.flags.configure, func(ctx context.Context, service *images.Service) error {
+		if o.when != Always {
+			record, err = stored(ctx, service, name)
+			if o.when == Never || !errors.Is(err, images.ErrNoSuchImage) {
+				return err
+			}
+		}
+		p := puller{service: service, shown: o.flags.shown}
+		if p.request, err = o.flags.request(s); err != nil {
+			return err
+		}
+		p.request.Name = name
+		if platform != "" {
+			p.request.Platforms = []string{platform}
+		}
+		result, err := p.get(ctx, s)
+		if err != nil {
+			return err
+		}
+		record, err = pulled(service, name, result)
+		return err
+	})
+	return record, err
+}
+
+// pulled is the record that a pull by a name, perhaps a short one, has made.
+func pulled(service *images.Service, name string, result images.PullResult) (string, error) {
+	candidates, err := service.Candidates(name)
+	if err != nil {
+		return "", err
+	}
+	for _, c := range candidates {
+		if c.Repository() == result.Reference.Repository() {
+			return c.Text(), nil
+		}
+	}
+	return "", fmt.Errorf("image %s: pulled as %s: %w", name, result.Reference.Text(), errdefs.ErrInternal)
+}
+
+// stored finds an image that is here: by its name, its ID, or by one of the names
+// that a short one may stand for.
+func stored(ctx context.Context, service *images.Service, name string) (string, error) {
+	found, err := service.Store().Resolve(ctx, name)
+	if err == nil || !errors.Is(err, images.ErrNoSuchImage) {
+		return found.Name, err
+	}
+	candidates, wrong := service.Candidates(name)
+	if wrong != nil {
+		return "", err // it may be an ID
+	}
+	for _, c := range candidates {
+		if found, err := service.Store().Resolve(ctx, c.Text()); err == nil {
+			return found.Name, nil
+		}
+	}
+	return "", err
 }

@@ -35,11 +35,16 @@ type List[T any] struct {
 	IDs   []string
 }
 
-// Bind declares the flags of a command that lists.
-func (l *Listing) Bind(flags *pflag.FlagSet) {
+// BindOnce declares the flags of a command that lists what does not change.
+func (l *Listing) BindOnce(flags *pflag.FlagSet) {
 	l.bind(flags)
 	flags.BoolVarP(&l.Quiet, "quiet", "q", false, "only IDs")
 	flags.BoolVar(&l.Whole, "no-trunc", false, "do not shorten IDs")
+}
+
+// Bind declares the flags of a command that lists.
+func (l *Listing) Bind(flags *pflag.FlagSet) {
+	l.BindOnce(flags)
 	flags.BoolVarP(&l.Watch, "watch", "w", false, "show it again when it changes, until interrupted")
 	flags.DurationVar(&l.Every, "interval", time.Second, "how often to look, with --watch")
 	l.Changes = true

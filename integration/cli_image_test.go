@@ -1,0 +1,520 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package integration
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/berthd/berth/integration/host"
+	"github.com/berthd/berth/integration/image"
+	registries "github.com/berthd/berth/integration/registry"
+)
+
+// imageCLI is berth's command line with files of registries and policies of its own.
+type imageCLI struct {
+	*cli
+	dir      string
+	settings []string // flags of all its calls
+}
+
+const (
+	acceptAll = `{"default": [{"type": "insecureAcceptAnything"}]}`
+	rejectAll = `{"default": [{"type": "reject"}]}`
+)
+
+// forImages is forCLI with such files. Images that a test has left go with it.
+func forImages(t *testing.T, f func(t *testing.T, c *imageCLI)) {
+	t.Helper()
+	forCLI(t, func(t *testing.T, plain *cli) {
+		c := &imageCLI{cli: plain, dir: t.TempDir()}
+		for _, dir := range []string{"hosts", "drop-ins", "signatures"} {
+			if err := os.Mkdir(filepath.Join(c.dir, dir), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(t, c.dir+"/policy.json", acceptAll)
+		write(t, c.dir+"/reject.json", rejectAll)
+		write(t, c.dir+"/registries.conf", "unqualified-search-registries = [\"a.berth.test\", \"b.berth.test\"]\nshort-name-mode = \"disabled\"\n")
+		write(t, c.dir+"/auth.json", "{}")
+		write(t, c.dir+"/berth.toml", fmt.Sprintf("[images]\nhosts_dir = %[1]q\nregistries_conf = %[2]q\nregistries_conf_dir = %[3]q\n"+
+			"signature_policy = %[4]q\nsignature_registries_dir = %[5]q\nglobal_auth_file = %[6]q\npinned_images = [\"*keep*\"]\n",
+			c.dir+"/hosts", c.dir+"/registries.conf", c.dir+"/drop-ins", c.dir+"/policy.json", c.dir+"/signatures", c.dir+"/auth.json"))
+		c.settings = []string{"--config", c.dir + "/berth.toml"}
+		before := c.names(t)
+		t.Cleanup(func() {
+			for _, name := range c.names(t) {
+				if !slices.Contains(before, name) {
+					c.try(t, "rm", "-f", name)
+				}
+			}
+			c.try(t, "prune", "-f")
+			if diff := cmp.Diff(before, c.names(t)); diff != "" {
+				t.Errorf("images (-before +after):\n%s", diff)
+			}
+		})
+		f(t, c)
+	})
+}
+
+// names are those of containerd's records.
+func (c *imageCLI) names(t *testing.T) []string {
+	t.Helper()
+	out, err := c.Ctr("images", "ls", "-q").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Fields(string(out))
+}
+
+// try calls `berth image`, whatever comes of it.
+func (c *imageCLI) try(t testing.TB, args ...string) result {
+	t.Helper()
+	return c.run(t, append(append(slices.Clone(c.settings), "image"), args...)...)
+}
+
+// does calls `berth image`, which has to succeed, and returns its output without the
+// last newline.
+func (c *imageCLI) does(t testing.TB, args ...string) string {
+	t.Helper()
+	r := c.try(t, args...)
+	if r.code != 0 {
+		t.Fatalf("berth image %v: exit %d: %s%s", args, r.code, r.out, r.err)
+	}
+	return strings.TrimSuffix(r.out, "\n")
+}
+
+// refuses wants exit code 125 and one line of an error with the words.
+func (c *imageCLI) refuses(t testing.TB, words string, args ...string) {
+	t.Helper()
+	c.fails(t, 125, words, append(append(slices.Clone(c.settings), "image"), args...)...)
+}
+
+// shows decodes the JSON array that a call writes.
+func (c *imageCLI) shows(t testing.TB, args ...string) []object {
+	t.Helper()
+	return c.list(t, append(append(slices.Clone(c.settings), "image"), args...)...)
+}
+
+// complete wants containerd to find an image whole.
+func (c *imageCLI) complete(t testing.TB, name string) {
+	t.Helper()
+	out, err := c.Ctr("images", "check", "name=="+name).CombinedOutput()
+	if err != nil || !regexp.MustCompile(`(?m)^`+regexp.QuoteMeta(name)+`\s.*complete \(\d+/\d+\).*true\s*$`).Match(out) {
+		t.Errorf("ctr images check: %v\n%s", err, out)
+	}
+}
+
+// A pull tells of each layer on stderr and of the result on stdout, and a second one
+// fetches nothing.
+func TestCLIImagePull(t *testing.T) {
+	forImages(t, func(t *testing.T, c *imageCLI) {
+		address := registry(t)
+		ref := address + "/berth/app:1"
+		img := push(t, ref, "")
+		want := address + "/berth/app@" + img.Manifest().Digest.String() + "\n"
+
+		r := c.try(t, "pull", ref)
+		if r.code != 0 || r.out != want {
+			t.Fatalf("pull: %+v, want output %q", r, want)
+		}
+		for _, line := range []string{`^[0-9a-f]{12}: pull complete \d`, `^` + ref + `: is new$`} {
+			if !regexp.MustCompile(`(?m)` + line).MatchString(r.err) {
+				t.Errorf("no line %s in\n%s", line, r.err)
+			}
+		}
+		if strings.Contains(r.err, "\x1b") || strings.Contains(r.err, "\r") {
+			t.Errorf("escape sequences without a terminal: %q", r.err)
+		}
+		c.complete(t, ref)
+
+		if r := c.try(t, "pull", ref); r.code != 0 || r.out != want || strings.Contains(r.err, "downloading") || !strings.Contains(r.err, "is up to date") {
+			t.Errorf("second pull: %+v", r)
+		}
+		if r := c.try(t, "pull", "-q", ref); r.code != 0 || r.out != want || r.err != "" {
+			t.Errorf("quiet pull: %+v", r)
+		}
+		c.refuses(t, "none:1", "pull", "-q", address+"/berth/none:1")
+		c.refuses(t, "Upper", "pull", address+"/Upper")
+		if r := c.try(t, "pull", "-q", ref, address+"/berth/none:1"); r.code != 125 || r.out != want {
+			t.Errorf("one of two: %+v", r)
+		}
+		c.does(t, "rm", ref)
+	})
+}
+
+// On a terminal each layer has a bar.
+func TestCLIImageBars(t *testing.T) {
+	forImages(t, func(t *testing.T, c *imageCLI) {
+		ref := registry(t) + "/berth/app:1"
+		push(t, ref, "")
+		u := c.atTerminal(t, append(slices.Clone(c.settings), "image", "pull", ref)...)
+		u.ends(0)
+		if got := u.lines.String(); !regexp.MustCompile(`[0-9a-f]{12} +pull complete +\d`).MatchString(got) || !strings.Contains(got, "\x1b[") {
+			t.Errorf("screen: %q", got)
+		}
+	})
+}
+
+// What pull has brought is listed, inspected, tagged and removed.
+func TestCLIImageLife(t *testing.T) {
+	forImages(t, func(t *testing.T, c *imageCLI) {
+		address := registry(t)
+		ref := address + "/berth/app:1"
+		push(t, ref, "")
+		c.does(t, "pull", "-q", ref)
+
+		one := c.shows(t, "inspect", ref)
+		if len(one) != 1 {
+			t.Fatalf("%d images", len(one))
+		}
+		id, _ := one[0]["id"].(string)
+		fields(t, one[0], object{"names": []any{ref}, "platform": "linux/amd64", "unpacked": true, "pinned": false})
+		if got := c.shows(t, "inspect", id[:8]); len(got) != 1 || got[0]["id"] != id {
+			t.Errorf("by the beginning of the ID: %v", got)
+		}
+		fields(t, c.shows(t, "inspect", "--remote", ref)[0], object{"id": id, "name": ref})
+
+		row := strings.Fields(strings.Split(c.does(t, "ls", address+"/berth/app"), "\n")[1])
+		if row[0] != address+"/berth/app" || row[1] != "1" || row[2] != id[:12] {
+			t.Errorf("row %q", row)
+		}
+		if got := c.does(t, "ls", "-q", "--no-trunc", "-f", "reference="+ref); got != id {
+			t.Errorf("IDs: %q, want %s", got, id)
+		}
+		if got := c.does(t, "ls", "--digests", ref); !strings.Contains(got, one[0]["target"].(object)["digest"].(string)) {
+			t.Errorf("digests: %s", got)
+		}
+		if got := c.shows(t, "ls", "-o", "json", ref); len(got) != 1 || got[0]["id"] != id || got[0]["size"] == nil {
+			t.Errorf("list: %v", got)
+		}
+		c.refuses(t, "colour", "ls", "-f", "colour=red")
+
+		c.does(t, "tag", ref, "berth.test/other:2", "berth.test/other:3")
+		if got := c.does(t, "ls", "-q", "berth.test/other"); got != id[:12] {
+			t.Errorf("tagged: %q", got)
+		}
+		c.refuses(t, "digest", "tag", ref, "berth.test/other@"+one[0]["target"].(object)["digest"].(string))
+		if got := c.does(t, "untag", "berth.test/other:3"); got != "Untagged: berth.test/other:3" {
+			t.Errorf("untag: %q", got)
+		}
+		c.refuses(t, "several names", "rm", id)
+		if got := c.does(t, "rm", "berth.test/other:2"); got != "Untagged: berth.test/other:2" {
+			t.Errorf("rm: %q", got)
+		}
+		if got := c.does(t, "rm", ref); !regexp.MustCompile(`^Untagged: .*\nDeleted: sha256:[0-9a-f]{64}$`).MatchString(got) {
+			t.Errorf("rm: %q", got)
+		}
+		c.refuses(t, "does not exist", "rm", ref)
+		c.does(t, "rm", "-f", ref)
+		c.refuses(t, "does not exist", "inspect", ref)
+	})
+}
+
+// Images for several platforms, and what comes with them.
+func TestCLIImagePlatforms(t *testing.T) {
+	forImages(t, func(t *testing.T, c *imageCLI) {
+		address := registry(t)
+		ref := address + "/berth/many:1"
+		many, err := image.MultiPlatform(ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := many.Push(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		available := func() (list []string) {
+			for _, m := range c.shows(t, "ls", "--tree", "-o", "json", ref)[0]["manifests"].([]any) {
+				if m := m.(object); m["available"] == true {
+					list = append(list, m["platform"].(string))
+				}
+			}
+			return list
+		}
+		c.does(t, "pull", "-q", ref)
+		if got := available(); !slices.Equal(got, []string{"linux/amd64"}) {
+			t.Errorf("pulled: %v", got)
+		}
+		tree := c.does(t, "ls", "--tree", ref)
+		if !regexp.MustCompile(`(?m)^├─ linux/amd64 .* yes `).MatchString(tree) || !regexp.MustCompile(`(?m)^└─ linux/arm64 .* no `).MatchString(tree) {
+			t.Errorf("tree:\n%s", tree)
+		}
+		c.refuses(t, "linux/s390x", "pull", "-q", "--platform", "linux/s390x", ref)
+		c.does(t, "pull", "-q", "--all-platforms", ref)
+		if got := available(); !slices.Equal(got, []string{"linux/amd64", "linux/arm64"}) {
+			t.Errorf("pulled: %v", got)
+		}
+		fields(t, c.shows(t, "inspect", "--platform", "linux/arm64", ref)[0], object{"platform": "linux/arm64"})
+		c.does(t, "rm", "-f", "--platform", "linux/arm64", ref)
+		if got := available(); !slices.Equal(got, []string{"linux/amd64"}) {
+			t.Errorf("after removal of a platform: %v", got)
+		}
+	})
+}
+
+// Passwords, tokens, certificates and their files.
+func TestCLIImageLogin(t *testing.T) {
+	forImages(t, func(t *testing.T, c *imageCLI) {
+		r, err := registries.Start(t.Context(), registries.Options{Dir: t.TempDir(), TLS: true, Auth: registries.Token})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(r.Close)
+		ref := r.Address + "/berth/private:1"
+		img, err := image.Schema2(ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Push(t.Context(), ref, img.Manifest(), img); err != nil {
+			t.Fatal(err)
+		}
+		creds := registries.Username + ":" + registries.Password
+		c.refuses(t, r.Address, "pull", "-q", "--tls-verify=false", ref)
+		c.refuses(t, "no terminal", "pull", "-q", "--creds", registries.Username, ref)
+		wrong := c.try(t, "pull", "-q", "--tls-verify=false", "--creds", registries.Username+":wrong-secret", ref)
+		if wrong.code != 125 || strings.Contains(wrong.err, "wrong-secret") {
+			t.Errorf("wrong password: %+v", wrong)
+		}
+		c.does(t, "pull", "-q", "--tls-verify=false", "--creds", creds, ref)
+		c.does(t, "tag", ref, r.Address+"/berth/other:2")
+		if got := c.does(t, "push", "-q", "--tls-verify=false", "--creds", creds, r.Address+"/berth/other:2"); got != r.Address+"/berth/other@"+img.Manifest().Digest.String() {
+			t.Errorf("push: %q", got)
+		}
+		auth, err := json.Marshal(object{"auths": object{r.Address: object{"auth": base64.StdEncoding.EncodeToString([]byte(creds))}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, c.dir+"/other.json", string(auth))
+		c.does(t, "pull", "-q", "--tls-verify=false", "--authfile", c.dir+"/other.json", "-a", r.Address+"/berth/other")
+	})
+}
+
+// The policy is asked before anything is fetched.
+func TestCLIImagePolicy(t *testing.T) {
+	forImages(t, func(t *testing.T, c *imageCLI) {
+		ref := registry(t) + "/berth/app:1"
+		push(t, ref, "")
+		c.refuses(t, "signature rejected", "pull", "-q", "--signature-policy", c.dir+"/reject.json", ref)
+		c.refuses(t, "no-such.json", "pull", "-q", "--signature-policy", c.dir+"/no-such.json", ref)
+		if slices.Contains(c.names(t), ref) {
+			t.Error("a refused image is here")
+		}
+		c.does(t, "pull", "-q", ref)
+		if got := c.does(t, "verify", ref); !strings.Contains(got, "@sha256:") {
+			t.Errorf("verify: %q", got)
+		}
+		c.refuses(t, "signature rejected", "verify", "--signature-policy", c.dir+"/reject.json", ref)
+	})
+}
+
+// Archives go out and in, for docker and ctr too.
+func TestCLIImageArchive(t *testing.T) {
+	forImages(t, func(t *testing.T, c *imageCLI) {
+		ref := registry(t) + "/berth/app:1"
+		push(t, ref, "")
+		c.does(t, "pull", "-q", ref)
+		id := c.does(t, "ls", "-q", "--no-trunc", ref)
+		file := filepath.Join(c.dir, "app.tar")
+		c.does(t, "save", "-o", file, ref)
+		c.refuses(t, "none", "save", "-o", c.dir+"/none.tar", "berth.test/none:1")
+		if _, err := os.Stat(c.dir + "/none.tar"); !os.IsNotExist(err) {
+			t.Errorf("a failed archive is there: %v", err)
+		}
+		c.does(t, "rm", ref)
+		if got := c.does(t, "load", "-i", file); got != "Loaded image: "+ref {
+			t.Errorf("load: %q", got)
+		}
+		if got := c.does(t, "ls", "-q", "--no-trunc", ref); got != id {
+			t.Errorf("loaded %s, saved %s", got, id)
+		}
+		c.complete(t, ref)
+		c.does(t, "rm", ref)
+		if out, err := c.Ctr("images", "import", file).CombinedOutput(); err != nil {
+			t.Errorf("ctr: %v: %s", err, out)
+		}
+		write(t, c.dir+"/empty.tar", "")
+		c.refuses(t, "", "load", "-i", c.dir+"/empty.tar")
+
+		got := c.does(t, "import", "-c", "ENV A=1", "-m", "made here", "/dev/null", "berth.test/empty:1")
+		fields(t, c.shows(t, "inspect", "berth.test/empty:1")[0], object{"id": got})
+		if got := c.does(t, "history", "berth.test/empty:1"); !strings.Contains(got, "made here") {
+			t.Errorf("history: %s", got)
+		}
+		c.refuses(t, "FROM", "import", "-c", "FROM x", "/dev/null", "berth.test/empty:2")
+	})
+}
+
+// A container is made of an image that is pulled for it, and an image of the container.
+func TestCLIImageContainer(t *testing.T) {
+	forImages(t, func(t *testing.T, c *imageCLI) {
+		ref := registry(t) + "/berth/app:1"
+		push(t, ref, "")
+		run := func(args ...string) result {
+			return c.run(t, append(append(slices.Clone(c.settings), "run", "--network", "host"), args...)...)
+		}
+		if r := run("--rm", "--pull", "never", ref, "true"); r.code != 125 || !strings.Contains(r.err, "does not exist") {
+			t.Errorf("never: %+v", r)
+		}
+		if r := run("--rm", "--signature-policy", c.dir+"/reject.json", ref, "true"); r.code != 125 || !strings.Contains(r.err, "signature rejected") {
+			t.Errorf("refused: %+v", r)
+		}
+		if r := run("-d", "--name", "changer", "--progress", "none", ref, "/bin/sh", "-c", "/bin/busybox mkdir /new; /bin/busybox sleep 1000"); r.code != 0 || r.err != "" {
+			t.Fatalf("run: %+v", r)
+		}
+		t.Cleanup(func() { c.must(t, "container", "rm", "-f", "changer") })
+		eventually(t, patience, func() string {
+			if got := c.does(t, "diff", "changer"); !strings.Contains(got, "A /new\n") && !strings.HasSuffix(got, "A /new") {
+				return got
+			}
+			return ""
+		})
+		c.refuses(t, c.only(t, "container", "inspect", "changer")["id"].(string), "rm", ref) // it is in use
+		if r := run("--rm", "--pull", "always", "--progress", "none", ref, "/bin/busybox", "true"); r.code != 0 {
+			t.Errorf("always: %+v", r)
+		}
+
+		id := c.does(t, "commit", "-m", "saved", "-c", `CMD ["/bin/busybox", "ls", "/new"]`, "changer", "berth.test/saved:1")
+		fields(t, c.shows(t, "inspect", "berth.test/saved:1")[0], object{"id": id})
+		if r := run("--rm", "berth.test/saved:1"); r.code != 0 {
+			t.Errorf("what was committed: %+v", r)
+		}
+		squashed := c.does(t, "squash", "-t", "berth.test/squashed:1", "berth.test/saved:1")
+		one := c.shows(t, "inspect", "berth.test/squashed:1")[0]
+		if layers := one["config"].(object)["rootfs"].(object)["diff_ids"].([]any); one["id"] != squashed || len(layers) != 1 {
+			t.Errorf("squashed: %v", one)
+		}
+		for _, name := range []string{"berth.test/saved:1", "berth.test/squashed:1"} {
+			c.complete(t, name)
+		}
+	})
+}
+
+// Images are mounted to be read.
+func TestCLIImageMount(t *testing.T) {
+	forImages(t, func(t *testing.T, c *imageCLI) {
+		c.settings = append(c.settings, "--state", c.dir+"/state") // its lock stays
+		root := c.does(t, "mount", host.Busybox)
+		if _, err := os.Stat(root + "/bin"); err != nil {
+			t.Error(err)
+		}
+		if err := os.WriteFile(root+"/new", nil, 0o644); err == nil {
+			t.Error("an image was written to")
+		}
+		if got := c.does(t, "mount"); !strings.Contains(got, root) {
+			t.Errorf("mounts: %s", got)
+		}
+		c.does(t, "unmount", host.Busybox)
+		c.refuses(t, "not mounted", "unmount", host.Busybox)
+	})
+}
+
+// Pins, pruning and what is taken.
+func TestCLIImagePrune(t *testing.T) {
+	forImages(t, func(t *testing.T, c *imageCLI) {
+		address := registry(t)
+		for _, name := range []string{"keep", "pin", "old"} {
+			push(t, address+"/berth/"+name+":1", "")
+			c.does(t, "pull", "-q", address+"/berth/"+name+":1")
+		}
+		c.does(t, "pin", host.Busybox, address+"/berth/pin:1")
+		t.Cleanup(func() { c.does(t, "unpin", host.Busybox) })
+		c.refuses(t, "configuration", "unpin", address+"/berth/keep:1")
+		if got := c.shows(t, "ls", "-o", "json", address+"/berth/pin:1")[0]["pinned"]; got != true {
+			t.Errorf("pinned: %v", got)
+		}
+		before := c.shows(t, "df", "-v", "-o", "json")
+		if len(before) < 4 || !strings.Contains(c.does(t, "df"), "RECLAIMABLE") {
+			t.Errorf("usage: %v", before)
+		}
+		c.refuses(t, "-f", "prune", "-a") // nobody to ask
+		got := c.does(t, "prune", "-a", "-f")
+		if !strings.Contains(got, "Untagged: "+address+"/berth/old:1\n") || strings.Contains(got, "keep") || strings.Contains(got, "berth/pin") || !strings.Contains(got, "Total reclaimed space: ") {
+			t.Errorf("prune: %s", got)
+		}
+		c.does(t, "unpin", address+"/berth/pin:1")
+		var report object
+		if err := json.Unmarshal([]byte(c.does(t, "prune", "-a", "-f", "-o", "json")), &report); err != nil || report["reclaimed"] == 0.0 {
+			t.Errorf("prune: %v, %v", report, err)
+		}
+		if got := c.names(t); !slices.Contains(got, address+"/berth/keep:1") || slices.Contains(got, address+"/berth/pin:1") {
+			t.Errorf("left: %v", got)
+		}
+	})
+}
+
+// What a name may stand for is said without asking anybody.
+func TestCLIImageCandidates(t *testing.T) {
+	forImages(t, func(t *testing.T, c *imageCLI) {
+		for name, want := range map[string]string{
+			"app":                 "a.berth.test/app:latest\nb.berth.test/app:latest",
+			"app:2":               "a.berth.test/app:2\nb.berth.test/app:2",
+			"registry.test/app":   "registry.test/app:latest",
+			"docker.io/busybox:1": "docker.io/library/busybox:1",
+		} {
+			if got := c.does(t, "candidates", name); got != want {
+				t.Errorf("%s: %q, want %q", name, got, want)
+			}
+		}
+		c.refuses(t, "Upper", "candidates", "Upper")
+	})
+}
+
+// What is missing is found, and put in order where that is possible.
+func TestCLIImageCheck(t *testing.T) {
+	forImages(t, func(t *testing.T, c *imageCLI) {
+		ref := registry(t) + "/berth/app:1"
+		img := push(t, ref, "")
+		c.does(t, "pull", "-q", ref)
+		if got := c.does(t, "check", ref); !regexp.MustCompile(`complete +true`).MatchString(got) {
+			t.Errorf("check: %s", got)
+		}
+		if out, err := c.Ctr("content", "rm", img.Manifest().Digest.String()).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		if r := c.try(t, "check", "-o", "json", ref); r.code != 1 || !strings.Contains(r.out, `"complete": false`) {
+			t.Errorf("check: %+v", r)
+		}
+		c.try(t, "check", "--repair", ref)
+		if r := c.try(t, "pull", "-q", ref); r.code != 0 {
+			t.Errorf("pull of what was broken: %+v", r)
+		}
+		c.complete(t, ref)
+	})
+}
+
+// A registry that does not answer is told apart from an image that is not there.
+func TestCLIImageUnreachable(t *testing.T) {
+	forImages(t, func(t *testing.T, c *imageCLI) {
+		c.refuses(t, "connection refused\n", "pull", "-q", "127.0.0.1:1/berth/app:1")
+		r, err := registries.Start(t.Context(), registries.Options{Dir: t.TempDir()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(r.Close)
+		t.Cleanup(r.Inject(registries.Fault{Do: registries.Answer(http.StatusForbidden, "DENIED")}))
+		c.refuses(t, r.Address, "pull", "-q", r.Address+"/berth/app:1")
+	})
+}
+
+// Shells complete names as people write them.
+func TestCLIImageCompletion(t *testing.T) {
+	forImages(t, func(t *testing.T, c *imageCLI) {
+		c.does(t, "tag", host.Busybox, "docker.io/library/completed:1")
+		for begin, want := range map[string]string{"compl": "completed:1\n", "docker.io/library/compl": "docker.io/library/completed:1\n"} {
+			r := c.run(t, append(slices.Clone(c.settings), "__complete", "image", "rm", begin)...)
+			if r.code != 0 || !strings.HasPrefix(r.out, want) {
+				t.Errorf("%s: %+v", begin, r)
+			}
+		}
+	})
+}
