@@ -5,6 +5,8 @@ package images_test
 import (
 	"errors"
 	"fmt"
+	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -15,8 +17,10 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berthd/berth/images"
+	"github.com/berthd/berth/images/policy"
 	"github.com/berthd/berth/images/reference"
 	"github.com/berthd/berth/integration/image"
+	"github.com/berthd/berth/integration/registry"
 )
 
 func (s *stored) list() []images.Image {
@@ -184,5 +188,58 @@ func TestTryIDPrefixAmbiguous(t *testing.T) {
 			return
 		}
 		first[short] = got.ID.Hex()
+	}
+}
+
+// A9: an image that is being pulled, and cannot be read yet, is passed over.
+func TestListPulling(t *testing.T) {
+	dir := t.TempDir()
+	server, err := registry.Start(t.Context(), registry.Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Close)
+	s := newStored(t, func(c *images.Config) {
+		if err := os.WriteFile(dir+"/policy.json", []byte(`{"default": [{"type": "insecureAcceptAnything"}]}`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c.Policy = policy.Config{Path: dir + "/policy.json"}
+	})
+	name := server.Address + "/app:1"
+	img, err := image.Schema2(name)
+	if err == nil {
+		err = img.Push(s.ctx())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := v1.Descriptor{MediaType: v1.MediaTypeImageIndex, Digest: digest.FromString("gone"), Size: 4}
+	if _, err := s.d.Client().ImageService().Create(s.ctx(), cimages.Image{Name: name, Target: gone}); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(s.list()); n != 1 {
+		t.Errorf("%d images", n)
+	}
+	stalled := make(chan struct{})
+	heal := server.Inject(registry.Fault{Path: "/blobs/", Times: 1, Do: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		close(stalled)
+		registry.Stall(w, r, next)
+	}})
+	pulled := make(chan error)
+	go func() {
+		_, err := s.Pull(s.ctx(), images.PullRequest{Name: name})
+		pulled <- err
+	}()
+	<-stalled
+	if list := s.list(); len(list) != 0 {
+		t.Errorf("while it is pulled: %+v", list)
+	}
+	heal()
+	if err := <-pulled; err != nil {
+		t.Error(err)
+	}
+	list := s.list()
+	if i := slices.IndexFunc(list, func(i images.Image) bool { return slices.Contains(i.RepoTags, name) }); i < 0 || list[i].OCIConfig == nil {
+		t.Errorf("%+v", list)
 	}
 }

@@ -6,11 +6,17 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
+	imagesapi "github.com/containerd/containerd/api/services/images/v1"
+	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/berthd/berth/images"
 	"github.com/berthd/berth/images/store"
@@ -197,4 +203,36 @@ func TestPruneCancelled(t *testing.T) {
 		t.Error("no error")
 	}
 	s.wantNames(danglingName(sample(t, "a")))
+}
+
+// A52: what cannot be removed does not keep the others, and is told with them.
+func TestPruneFails(t *testing.T) {
+	s := newStored(t, nil)
+	a, b, c := sample(t, "a"), sample(t, "b"), sample(t, "c")
+	s.add(a, nil, "berth.test/a:1")
+	s.add(b, nil, "berth.test/b:1")
+	s.add(c, nil, "berth.test/c:1")
+	refuse := func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, call grpc.UnaryInvoker, o ...grpc.CallOption) error {
+		if r, ok := req.(*imagesapi.DeleteImageRequest); ok && r.GetName() == "berth.test/b:1" {
+			return status.Error(codes.Internal, "the disk is full")
+		}
+		return call(ctx, method, req, reply, conn, o...)
+	}
+	broken, err := client.New(s.d.Socket, client.WithExtraDialOpts([]grpc.DialOption{grpc.WithChainUnaryInterceptor(refuse)}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = broken.Close() })
+	service, err := images.New(images.Config{Client: broken, Namespace: s.ns})
+	if err != nil {
+		t.Fatal(err)
+	}
+	report, err := service.Prune(s.ctx(), all)
+	if err == nil || !strings.Contains(err.Error(), "berth.test/b:1") || !strings.Contains(err.Error(), "the disk is full") {
+		t.Error(err)
+	}
+	if len(report.Removed) != 4 || report.Reclaimed == 0 {
+		t.Errorf("%+v", report)
+	}
+	s.wantNames("berth.test/b:1")
 }

@@ -10,9 +10,11 @@ import (
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berthd/berth/images"
@@ -319,4 +321,37 @@ func TestRemoveConcurrently(t *testing.T) {
 		t.Errorf("%d of 9 did not find the name, want 6", failed)
 	}
 	s.wantNames()
+}
+
+// Images that are mounted into a container are in use: as berth mounts them, which is
+// a label of the container's snapshot.
+func TestRemoveVolume(t *testing.T) {
+	s := newStored(t, nil)
+	s.busybox("berth.test/run:1")
+	s.add(sample(t, "volume"), nil, "berth.test/volume:1")
+	s.leased(func(ctx context.Context) { s.unpack(ctx, "berth.test/volume:1") })
+	volume, err := s.d.Client().GetImage(s.ctx(), "berth.test/volume:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	layers, err := volume.RootFS(s.ctx())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.container("user", "berth.test/run:1", "berth.test/run:1")
+	label := "containerd.io/gc.ref.snapshot.overlayfs/" + layers[0].String()
+	_, err = s.d.Client().SnapshotService("overlayfs").Update(s.ctx(),
+		snapshots.Info{Name: "user", Labels: map[string]string{label: identity.ChainID(layers).String()}}, "labels."+label)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Remove(s.ctx(), "berth.test/volume:1", images.RemoveOptions{})
+	wantConflict(t, err, false, "user")
+	users, err := s.Users(s.ctx(), volume.Target().Digest)
+	if err != nil || len(users) != 1 || !users[0].Volume {
+		t.Errorf("%+v, %v", users, err)
+	}
+	if report, err := s.Prune(s.ctx(), all); err != nil || len(report.Removed) > 0 {
+		t.Errorf("%+v, %v", report, err)
+	}
 }

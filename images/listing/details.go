@@ -19,10 +19,13 @@ type details struct {
 	known map[digest.Digest]store.Details
 }
 
+// reader is store.Store's Details.
+type reader func(ctx context.Context, targets []v1.Descriptor) map[digest.Digest]store.Details
+
 // fill completes a list. If the list is of all images what it has read replaces what
 // was known, so that images which are gone are forgotten; a single image is not
 // remembered.
-func (d *details) fill(ctx context.Context, from *store.Store, list []Image, all bool) {
+func (d *details) fill(ctx context.Context, read reader, list []Image, all bool) {
 	d.mu.Lock()
 	known := d.known
 	d.mu.Unlock()
@@ -32,20 +35,20 @@ func (d *details) fill(ctx context.Context, from *store.Store, list []Image, all
 			unread = append(unread, img.Target)
 		}
 	}
-	read := from.Details(ctx, unread)
+	found := read(ctx, unread)
 	fresh := make(map[digest.Digest]store.Details, len(list))
 	for i := range list {
 		img := &list[i]
-		found, ok := known[img.Digest]
+		one, ok := known[img.Digest]
 		if !ok {
-			found, ok = read[img.Target.Digest]
+			one, ok = found[img.Target.Digest]
 		}
 		if !ok {
 			continue
 		}
-		fresh[img.Digest] = found
-		img.OCIConfig, img.Annotations = &found.Config, found.Annotations
-		img.User, img.Labels = found.Config.Config.User, found.Config.Config.Labels
+		fresh[img.Digest] = one
+		img.OCIConfig, img.Annotations = &one.Config, one.Annotations
+		img.User, img.Labels = one.Config.Config.User, one.Config.Config.Labels
 	}
 	if all {
 		d.mu.Lock()

@@ -120,7 +120,7 @@ func (l *Lister) List(ctx context.Context, o ListOptions) ([]Image, error) {
 	}
 	list := l.group(ctx, records)
 	if !o.Brief {
-		l.details.fill(ctx, l.store, list, true)
+		l.details.fill(ctx, l.store.Details, list, true)
 	}
 	return list, nil
 }
@@ -141,7 +141,7 @@ func (l *Lister) Status(ctx context.Context, input string) (*Image, error) {
 		return nil, err
 	}
 	list := l.group(ctx, records)
-	l.details.fill(ctx, l.store, list, false)
+	l.details.fill(ctx, l.store.Details, list, false)
 	for i := range list {
 		if slices.Contains(list[i].Records, found.Name) {
 			return &list[i], nil

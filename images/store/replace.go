@@ -26,7 +26,8 @@ const (
 // there is. Then
 //
 //   - an image that has lost its only record so is kept under a DanglingName;
-//   - an image that had no name, and has one now, loses its dangling record;
+//   - an image that had no name, and has one now, loses its dangling record, whose
+//     labels the new one inherits;
 //   - in Kubernetes' namespace the records that CRI expects are there too.
 //
 // All content of the image must be protected by a lease of ctx or by another
@@ -59,6 +60,9 @@ func (s *Store) Replace(ctx context.Context, img images.Image) error {
 			return err
 		}
 	}
+	if img.Labels, err = s.inherited(ctx, img); err != nil {
+		return err
+	}
 	for _, record := range s.RecordsFor(ctx, img) {
 		if err := s.put(ctx, record); err != nil {
 			return err
@@ -68,6 +72,22 @@ func (s *Store) Replace(ctx context.Context, img images.Image) error {
 		return nil
 	}
 	return s.dropDangling(ctx, img.Target)
+}
+
+// inherited are the labels of a new record with those that the image had while it had
+// no name: what it was made from, above all.
+func (s *Store) inherited(ctx context.Context, img images.Image) (map[string]string, error) {
+	labels := map[string]string{}
+	for _, prefix := range []string{mobyDanglingPrefix, danglingPrefix} {
+		old, err := s.records.Get(ctx, prefix+img.Target.Digest.String())
+		if err != nil && !errdefs.IsNotFound(err) {
+			return nil, fmt.Errorf("image %s: %w", prefix+img.Target.Digest.String(), err)
+		}
+		maps.Copy(labels, old.Labels)
+	}
+	delete(labels, labelPrevious)
+	maps.Copy(labels, img.Labels)
+	return labels, nil
 }
 
 // CreateDangling records an image that has no name (yet). It does nothing if any

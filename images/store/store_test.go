@@ -170,7 +170,8 @@ func TestCreateDangling(t *testing.T) {
 	}
 	r.replace(t, "berth.test/t:1", a)
 	r.leased(t, func(ctx context.Context) {
-		if img, err := r.CreateDangling(ctx, a.Manifest(), nil); err != nil || img.Name != "berth.test/t:1" {
+		img, err := r.CreateDangling(ctx, a.Manifest(), nil)
+		if err != nil || img.Name != "berth.test/t:1" || img.Labels["key"] != "value" {
 			t.Errorf("of an image with a name: %+v, %v", img, err)
 		}
 	})
