@@ -76,6 +76,74 @@ func TestCLIRun(t *testing.T) {
 	})
 }
 
+// What docker's users know, and the service does in its own way.
+func TestCLIRunAsDocker(t *testing.T) {
+	forCLI(t, func(t *testing.T, c *cli) {
+		for _, s := range []struct {
+			name, script, want string
+			flags              []string
+		}{
+			{"ulimit", "ulimit -n; ulimit -Hn", "90\n99\n", []string{"--ulimit", "nofile=90:99"}},
+			{"add-host", "grep -e one$ -e two$ /etc/hosts", "192.0.2.1\tone\n2001:db8::1\ttwo\n", []string{"--add-host", "one:192.0.2.1", "--add-host", "two=2001:db8::1"}},
+			{"shm-size", "df -k /dev/shm | tail -1 | awk '{print $2}'", "4096\n", []string{"--shm-size", "4m"}},
+			{"no network", "ls /sys/class/net; ping -c1 -W1 127.0.0.1 >/dev/null && echo up", "lo\nup\n", []string{"--network", "none"}},
+			{"init", "test $$ != 1 && echo child", "child\n", []string{"--init"}},
+		} {
+			t.Run(s.name, func(t *testing.T) {
+				args := append([]string{"run", "--rm"}, s.flags...)
+				if s.name != "no network" {
+					args = append(args, "--network", "host")
+				}
+				got := c.run(t, append(args, host.Busybox, "sh", "-c", s.script)...)
+				if got != (result{out: s.want}) {
+					t.Errorf("%+v, want %q", got, s.want)
+				}
+			})
+		}
+		file := filepath.Join(t.TempDir(), "id")
+		made := c.must(t, "run", "-d", "--network", "host", "--cidfile", file, host.Busybox, "sh", "-c", idling)
+		t.Cleanup(func() { c.must(t, "container", "rm", "-f", made) })
+		if b, err := os.ReadFile(file); err != nil || string(b) != made {
+			t.Errorf("--cidfile: %q, %v, want %s", b, err, made)
+		}
+		c.fails(t, 125, "exists", "container", "create", "--network", "host", "--cidfile", file, host.Busybox)
+		other := file + "2"
+		c.fails(t, 127, "nosuch", "run", "--network", "host", "--cidfile", other, host.Busybox, "nosuch")
+		if _, err := os.Stat(other); err == nil {
+			t.Error("there is a --cidfile of no container")
+		}
+		if got := c.list(t, "ps", "-a", "-o", "json"); len(got) != 1 {
+			t.Errorf("left: %v", got)
+		}
+	})
+}
+
+// What goes wrong is told in one line, once, with what to do about it.
+func TestCLIFailures(t *testing.T) {
+	forCLI(t, func(t *testing.T, c *cli) {
+		c.pod(t, "web", "--network", "host")
+		made := c.must(t, "container", "create", "--pod", "web", "--name", "app", host.Busybox, "sh", "-c", idling)
+		c.must(t, "container", "start", "app")
+		for _, s := range []struct {
+			code  int
+			words string
+			args  []string
+		}{
+			{125, "cannot start a container in running state", []string{"container", "start", "app"}},
+			{127, "/missing", []string{"exec", "app", "/missing"}},
+			{125, "cannot resume a container in running state", []string{"container", "unpause", "app"}},
+			{127, "/missing", []string{"run", "--pod", "web", "--name", "other", host.Busybox, "/missing"}},
+		} {
+			c.fails(t, s.code, s.words, s.args...)
+			if r := c.run(t, s.args...); strings.Count(r.err, made) > 1 || strings.Contains(r.err, "shim") {
+				t.Errorf("berth %v: %s", s.args, r.err)
+			}
+		}
+		c.fails(t, 125, "--network host", "--cni-netconfpath", t.TempDir(), "run", host.Busybox, "true")
+		c.fails(t, 125, "--network host", "--cni-path", t.TempDir(), "run", host.Busybox, "true")
+	})
+}
+
 // What a slow reader of a container's output gets is all of it.
 func TestCLIRunSlowReader(t *testing.T) {
 	forCLI(t, func(t *testing.T, c *cli) {

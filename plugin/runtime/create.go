@@ -176,7 +176,7 @@ func (s *Service) startPod(ctx, calls context.Context, r *PodRequest, c *record.
 	making.add("network", func(ctx context.Context) error { return s.network.Remove(ctx, id) })
 	m := c.Container.Metadata
 	net, err := s.network.Add(ctx, network.Request{
-		PodID: id, PodName: r.Name, PodNamespace: r.Namespace, PodUID: r.UID, Host: r.HostNetwork,
+		PodID: id, PodName: r.Name, PodNamespace: r.Namespace, PodUID: r.UID, Host: r.HostNetwork, None: r.NoNetwork,
 		UserNamespace: networkMaps(m.IDMap), Ports: r.PortMappings, Bandwidth: r.Bandwidth, DNS: r.DNS,
 		Annotations: m.Annotations, CgroupPath: r.CgroupParent,
 	})
@@ -185,6 +185,9 @@ func (s *Service) startPod(ctx, calls context.Context, r *PodRequest, c *record.
 	}
 	making.add("sandbox", func(ctx context.Context) error { return s.sandboxes.shutdown(ctx, r.ID) })
 	if err := s.sandboxes.start(calls, *c.Sandbox, r.config(&m), net.Path); err != nil {
+		return err
+	}
+	if err := s.sandboxes.addHosts(r.ID, r.Hosts); err != nil {
 		return err
 	}
 	if err := os.Mkdir(s.membersDir(id), 0o700); err != nil {

@@ -5,7 +5,9 @@ package runtime
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/pkg/identifiers"
@@ -41,6 +43,8 @@ type PodRequest struct {
 	// Handler is the runtime handler; empty: the default one.
 	Handler string
 
+	// NoNetwork leaves the pod with loopback alone.
+	NoNetwork bool
 	// HostNetwork, HostPID and HostIPC share the host's namespaces. SharePID gives
 	// all members one process namespace, whose init the pod has then.
 	HostNetwork, HostPID, HostIPC, SharePID bool
@@ -49,7 +53,9 @@ type PodRequest struct {
 	UserNS *record.IDMappings
 
 	// DNS of the pod; nil: the host's resolv.conf.
-	DNS          *network.DNS
+	DNS *network.DNS
+	// Hosts are added to the pod's /etc/hosts.
+	Hosts        []Host
 	PortMappings []network.PortMapping
 	Bandwidth    *network.Bandwidth
 	// Sysctls apply to namespaces that the pod owns, others are refused.
@@ -63,6 +69,12 @@ type PodRequest struct {
 	SELinux      *SELinux
 
 	madeFor ContainerID // and removed with it
+}
+
+// Host is a line of /etc/hosts.
+type Host struct {
+	IP    netip.Addr
+	Names []string
 }
 
 // SELinux are the parts of a label.
@@ -108,6 +120,7 @@ type ContainerRequest struct {
 	Mounts    []Mount
 	Devices   []Device
 	Resources Resources
+	Ulimits   []Ulimit // nil: the shim's
 	Security  Security
 
 	Labels      map[string]string
@@ -150,6 +163,12 @@ type Mount struct {
 type Device struct {
 	Source, Target string // empty Target: Source
 	Permissions    string // of r, w, m; empty: all
+}
+
+// Ulimit limits what a process may have.
+type Ulimit struct {
+	Name       string // as setrlimit(2) has it, without RLIMIT_: nofile
+	Soft, Hard uint64 // math.MaxUint64: none
 }
 
 // Resources limit a container. Zero is no limit, and for an update: as it was.
@@ -200,6 +219,12 @@ func checkName(what, name string) error {
 	return nil
 }
 
+// ulimits are those of setrlimit(2).
+var ulimits = []string{
+	"as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime",
+	"sigpending", "stack",
+}
+
 func (r *PodRequest) validate() error {
 	faults := []error{checkName("pod", r.Name)}
 	if r.Namespace != "" {
@@ -214,8 +239,16 @@ func (r *PodRequest) validate() error {
 	if r.HostPID && r.SharePID {
 		faults = append(faults, fmt.Errorf("process namespace both of the host and of the pod: %w", errdefs.ErrInvalidArgument))
 	}
-	if r.HostNetwork && len(r.PortMappings) > 0 {
-		faults = append(faults, fmt.Errorf("port mappings with the host's network: %w", errdefs.ErrInvalidArgument))
+	if r.HostNetwork && r.NoNetwork {
+		faults = append(faults, fmt.Errorf("both the host's network and none: %w", errdefs.ErrInvalidArgument))
+	}
+	for _, h := range r.Hosts {
+		if !h.IP.IsValid() || len(h.Names) == 0 || slices.ContainsFunc(h.Names, func(n string) bool { return n == "" || strings.ContainsAny(n, " \t\n#") }) {
+			faults = append(faults, fmt.Errorf("host %s %q: %w", h.IP, h.Names, errdefs.ErrInvalidArgument))
+		}
+	}
+	if (r.HostNetwork || r.NoNetwork) && len(r.PortMappings) > 0 {
+		faults = append(faults, fmt.Errorf("port mappings without a network of the pod's own: %w", errdefs.ErrInvalidArgument))
 	}
 	if err := errors.Join(faults...); err != nil {
 		return fmt.Errorf("create pod %q: %w", r.Name, err)
@@ -240,6 +273,11 @@ func (r *ContainerRequest) validate() error {
 	for _, e := range r.Env {
 		if key, _, _ := strings.Cut(e, "="); key == "" {
 			faults = append(faults, fmt.Errorf("environment %q: no name: %w", e, errdefs.ErrInvalidArgument))
+		}
+	}
+	for _, l := range r.Ulimits {
+		if !slices.Contains(ulimits, l.Name) || l.Soft > l.Hard {
+			faults = append(faults, fmt.Errorf("limit %s of %d, and %d at most: %w", l.Name, l.Soft, l.Hard, errdefs.ErrInvalidArgument))
 		}
 	}
 	for _, m := range r.Mounts {

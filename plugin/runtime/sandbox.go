@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -52,6 +53,26 @@ func (s sandboxes) start(ctx context.Context, record sandbox.Sandbox, config *cr
 	}
 	if _, err := s.controller.Start(ctx, record.ID); err != nil {
 		return fmt.Errorf("start sandbox %s: %w", record.ID, err)
+	}
+	return nil
+}
+
+// addHosts adds to the hosts file of a pod, which its members have.
+func (s sandboxes) addHosts(id PodID, hosts []Host) error {
+	if len(hosts) == 0 {
+		return nil
+	}
+	var text strings.Builder
+	for _, h := range hosts {
+		fmt.Fprintf(&text, "%s\t%s\n", h.IP, strings.Join(h.Names, " "))
+	}
+	f, err := os.OpenFile(filepath.Join(shimState, s.namespace, string(id), "hosts"), os.O_WRONLY|os.O_APPEND, 0)
+	if err == nil {
+		_, err = f.WriteString(text.String())
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("hosts file of the pod: %w: %w", errdefs.ErrInternal, err)
 	}
 	return nil
 }

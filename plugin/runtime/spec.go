@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"strconv"
+	"strings"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/leases"
@@ -29,7 +30,7 @@ func (f *fresh) spec(ctx context.Context, m *newMember, c *record.Creation) (*sp
 	}
 	return oci.Build(ctx, f.s.config.Client, &c.Container.Record, &oci.Request{
 		Image: c.Config, Pod: m.podSpec, Command: m.Command, Args: m.Args, Env: m.Env, WorkDir: m.WorkDir,
-		User: m.User, Groups: m.groups(), TTY: m.TTY, Mounts: mounts, Devices: m.devices(),
+		User: m.User, Groups: m.groups(), TTY: m.TTY, Mounts: mounts, Devices: m.devices(), Rlimits: m.rlimits(),
 		Resources: m.Resources.oci(), OOMScoreAdj: m.Resources.OOMScoreAdj, Security: m.security(c), Annotations: m.annotations(c),
 	})
 }
@@ -58,6 +59,13 @@ func (r *ContainerRequest) groups() (list []string) {
 func (r *ContainerRequest) devices() (list []oci.Device) {
 	for _, d := range r.Devices {
 		list = append(list, oci.Device(d))
+	}
+	return list
+}
+
+func (r *ContainerRequest) rlimits() (list []specs.POSIXRlimit) {
+	for _, l := range r.Ulimits {
+		list = append(list, specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(l.Name), Soft: l.Soft, Hard: l.Hard})
 	}
 	return list
 }

@@ -17,17 +17,19 @@ type mount struct {
 	raw         json.RawMessage
 	destination string // absolute and clean
 	kind        string
+	source      string
 }
 
 func (m *mount) UnmarshalJSON(b []byte) error {
 	var fields struct {
 		Destination string `json:"destination"`
 		Type        string `json:"type"`
+		Source      string `json:"source"`
 	}
 	if err := json.Unmarshal(b, &fields); err != nil {
 		return err
 	}
-	*m = mount{raw: slices.Clone(b), destination: absolute(fields.Destination), kind: fields.Type}
+	*m = mount{raw: slices.Clone(b), destination: absolute(fields.Destination), kind: fields.Type, source: fields.Source}
 	return nil
 }
 
@@ -43,7 +45,7 @@ func bind(source, destination, access string) mount {
 		Source      string   `json:"source"`
 		Options     []string `json:"options"`
 	}{destination, "bind", source, []string{"rbind", "rprivate", access}}) // strings never fail
-	return mount{raw: raw, destination: destination, kind: "bind"}
+	return mount{raw: raw, destination: destination, kind: "bind", source: source}
 }
 
 const devShm = "/dev/shm"
@@ -65,8 +67,8 @@ func (s *spec) addFiles(dir string, p *pod.Record) {
 		return
 	}
 	if i := s.mountAt(devShm); i >= 0 {
-		if s.mounts[i].kind != "tmpfs" {
-			return // the user's
+		if m := s.mounts[i]; m.kind != "tmpfs" || m.source != "shm" {
+			return // the user's: containerd calls its own one so
 		}
 		s.mounts = slices.Delete(s.mounts, i, i+1)
 	}
@@ -86,11 +88,7 @@ func (s *spec) mountAt(destination string) int {
 
 func (s *spec) add(m mount) {
 	s.mounts = slices.Insert(s.mounts, s.place(m), m)
-	var fields struct {
-		Source string `json:"source"`
-	}
-	_ = json.Unmarshal(m.raw, &fields)
-	s.files = append(s.files, fields.Source)
+	s.files = append(s.files, m.source)
 	s.changes = append(s.changes, "mount "+m.destination)
 }
 

@@ -89,6 +89,8 @@ type Request struct {
 	PodUID       string `json:"podUID,omitempty"`
 	// Host asks for the host's network; nothing below matters then.
 	Host bool `json:"host,omitempty"`
+	// None asks for a network namespace with loopback alone.
+	None bool `json:"none,omitempty"`
 	// UserNamespace owns the network namespace, if the pod has one.
 	UserNamespace *IDMaps `json:"userNamespace,omitempty"`
 

@@ -93,6 +93,13 @@ func (p *Pods) attach(ctx context.Context, dir string, r *Request) (*Attachment,
 	if r.Host {
 		return &Attachment{PodID: r.PodID, Host: true}, nil
 	}
+	if r.None {
+		path, err := newNamespace(dir, r.UserNamespace)
+		if err != nil {
+			return nil, fmt.Errorf("network namespace: %w", err)
+		}
+		return &Attachment{PodID: r.PodID, Path: path}, nil
+	}
 	c, err := p.cni()
 	if err != nil {
 		return nil, err
@@ -129,7 +136,7 @@ func (p *Pods) Remove(ctx context.Context, podID string) error {
 		// with this id at least.
 		r = &record{Request: Request{PodID: podID}}
 	}
-	if !r.Request.Host {
+	if !r.Request.Host && !r.Request.None {
 		if err := p.detach(ctx, dir, &r.Request); err != nil {
 			return fmt.Errorf("remove network of pod %s: %w", podID, err)
 		}
@@ -192,6 +199,9 @@ func (p *Pods) Check(ctx context.Context, podID string) error {
 	}
 	if err := isNamespace(r.Attachment.Path); err != nil {
 		return fmt.Errorf("network of pod %s: %w: %w", podID, errdefs.ErrFailedPrecondition, err)
+	}
+	if r.Request.None {
+		return nil
 	}
 	c, err := p.cni()
 	if err != nil {

@@ -79,6 +79,7 @@ func (c *Container) Create(ctx context.Context, r CreateRequest) (err error) {
 	defer cancel()
 	task, err := r.Record.NewTask(limited, c.connect, r.Options...)
 	if err != nil {
+		err = native(err)
 		if limited.Err() != nil && ctx.Err() == nil {
 			err = fmt.Errorf("not done in %v: %w: %w", r.timeout(), context.DeadlineExceeded, err)
 		}

@@ -33,6 +33,9 @@ type Container struct {
 	annotations  []string
 	security     []string
 	logSize      string
+	ulimits      []string
+	shmSize      string
+	init         bool
 	flags        *pflag.FlagSet
 }
 
@@ -57,10 +60,13 @@ func (c *Container) Bind(flags *pflag.FlagSet) {
 	flags.StringArrayVarP(&c.volumes, "volume", "v", nil, "`SOURCE:TARGET[:ro]` makes a directory of the host visible")
 	flags.StringArrayVar(&c.mounts, "mount", nil, "the same in `FIELDS`: type=bind|tmpfs|image,src=...,dst=...,ro")
 	flags.StringArrayVar(&c.tmpfs, "tmpfs", nil, "`TARGET[:OPTIONS]` mounts a tmpfs")
+	flags.StringVar(&c.shmSize, "shm-size", "", "`SIZE` of a /dev/shm of its own, as 64m (default the pod's)")
 	flags.StringArrayVar(&c.devices, "device", nil, "`SOURCE[:TARGET][:rwm]` gives it a device")
 	flags.StringArrayVarP(&c.labels, "label", "l", nil, "`KEY=VALUE` to find it by")
 	flags.StringArrayVar(&c.annotations, "annotation", nil, "`KEY=VALUE` for the runtime and others")
 	c.bindSecurity(flags)
+	flags.StringArrayVar(&c.ulimits, "ulimit", nil, "`NAME=SOFT[:HARD]` of setrlimit(2), as nofile=1024:4096")
+	flags.BoolVar(&c.init, "init", false, "have its orphans reaped by a first process that is not its own, as with --pid pod")
 	flags.StringVar(&r.LogPath, "log-path", "", "`FILE` of the log (default below the pod's log directory)")
 	flags.BoolVar(&r.NoLog, "no-log", false, "write no log")
 	flags.StringVar(&c.logSize, "log-max-size", "", "begin a new log file at this `SIZE`, as 10m")
@@ -106,7 +112,17 @@ func (c *Container) ownPod(r *runtime.ContainerRequest) error {
 	if given := c.pod.Given(); r.Pod != "" && len(given) > 0 {
 		return invalid("%s: that is for `berth pod create` to say, the container is in the pod %s", strings.Join(given, ", "), r.Pod)
 	}
-	return c.pod.Request(&r.NewPod)
+	if err := c.pod.Request(&r.NewPod); err != nil || !c.init {
+		return err
+	}
+	if r.Pod != "" {
+		return invalid("--init: that is for `berth pod create --pid pod` to say, the container is in the pod %s", r.Pod)
+	}
+	if r.NewPod.HostPID {
+		return invalid("--init: the host has one")
+	}
+	r.NewPod.SharePID = true
+	return nil
 }
 
 func (c *Container) limits(r *runtime.ContainerRequest) (err error) {
@@ -114,6 +130,13 @@ func (c *Container) limits(r *runtime.ContainerRequest) (err error) {
 		if r.LogMaxSize, err = Size(c.logSize); err != nil {
 			return err
 		}
+	}
+	for _, text := range c.ulimits {
+		l, err := Ulimit(text)
+		if err != nil {
+			return err
+		}
+		r.Ulimits = append(r.Ulimits, l)
 	}
 	r.Resources, err = c.resources.Request()
 	return err
@@ -187,6 +210,15 @@ func (c *Container) files(r *runtime.ContainerRequest) error {
 	}
 	for _, text := range c.tmpfs {
 		r.Mounts = append(r.Mounts, Tmpfs(text))
+	}
+	if c.shmSize != "" {
+		n, err := Size(c.shmSize)
+		if err != nil {
+			return err
+		}
+		r.Mounts = append(r.Mounts, runtime.Mount{
+			Type: "tmpfs", Source: "tmpfs", Target: "/dev/shm", Options: []string{"nosuid", "nodev", "noexec", "mode=1777", "size=" + strconv.FormatInt(n, 10)},
+		})
 	}
 	for _, text := range c.devices {
 		d, err := Device(text)

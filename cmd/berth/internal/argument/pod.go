@@ -3,6 +3,7 @@
 package argument
 
 import (
+	"net/netip"
 	"strconv"
 	"strings"
 
@@ -19,6 +20,7 @@ import (
 type Pod struct {
 	network, pid, ipc, userns  string
 	hostname                   string
+	hosts                      []string
 	publish, sysctls           []string
 	dns, dnsSearch, dnsOptions []string
 	handler, cgroupParent      string
@@ -29,11 +31,12 @@ type Pod struct {
 // Bind declares the flags.
 func (p *Pod) Bind(flags *pflag.FlagSet) {
 	mine := pflag.NewFlagSet("", pflag.ContinueOnError)
-	mine.StringVar(&p.network, "network", "cni", "`NETWORK`: cni, or host for the host's")
+	mine.StringVar(&p.network, "network", "cni", "`NETWORK`: cni, host for the host's, or none")
 	mine.StringVar(&p.pid, "pid", "", "process `NAMESPACE`: host, or pod for one of all containers")
 	mine.StringVar(&p.ipc, "ipc", "", "IPC `NAMESPACE`: host")
 	mine.StringVar(&p.userns, "userns", "", "user namespace: `auto[:SIZE]`, or CONTAINER-ID:HOST-ID:SIZE")
 	mine.StringVar(&p.hostname, "hostname", "", "`NAME` of the host in the pod (default the host's)")
+	mine.StringArrayVar(&p.hosts, "add-host", nil, "`NAME:ADDRESS` for /etc/hosts")
 	mine.StringArrayVarP(&p.publish, "publish", "p", nil, "`[IP:]HOSTPORT:PORT[/PROTOCOL]` makes a port reachable on the host")
 	mine.StringArrayVar(&p.sysctls, "sysctl", nil, "`KEY=VALUE` of a kernel parameter of the pod's namespaces")
 	mine.StringArrayVar(&p.dns, "dns", nil, "`ADDRESS` of a name server (default the host's)")
@@ -63,9 +66,11 @@ func (p *Pod) Request(r *runtime.PodRequest) (err error) {
 	switch p.network {
 	case "host":
 		r.HostNetwork = true
+	case "none":
+		r.NoNetwork = true
 	case "cni", "bridge", "":
 	default:
-		return invalid("--network %q, want cni or host", p.network)
+		return invalid("--network %q, want cni, host or none", p.network)
 	}
 	switch p.pid {
 	case "host":
@@ -86,6 +91,13 @@ func (p *Pod) Request(r *runtime.PodRequest) (err error) {
 	if r.UserNS, err = userNamespace(p.userns); err != nil {
 		return err
 	}
+	for _, text := range p.hosts {
+		h, err := Host(text)
+		if err != nil {
+			return err
+		}
+		r.Hosts = append(r.Hosts, h)
+	}
 	for _, text := range p.publish {
 		ports, err := Publish(text)
 		if err != nil {
@@ -98,6 +110,19 @@ func (p *Pod) Request(r *runtime.PodRequest) (err error) {
 	}
 	r.Sysctls, err = Map("--sysctl", p.sysctls)
 	return err
+}
+
+// Host reads what --add-host takes: NAME:ADDRESS, or NAME=ADDRESS.
+func Host(text string) (runtime.Host, error) {
+	i := strings.IndexAny(text, ":=")
+	if i <= 0 {
+		return runtime.Host{}, invalid("--add-host %q, want NAME:ADDRESS", text)
+	}
+	ip, err := netip.ParseAddr(strings.Trim(text[i+1:], "[]"))
+	if err != nil {
+		return runtime.Host{}, invalid("--add-host %q: %w", text, err)
+	}
+	return runtime.Host{IP: ip, Names: []string{text[:i]}}, nil
 }
 
 // userNamespace reads auto, auto:SIZE, or one map for users and groups.

@@ -5,6 +5,8 @@ package argument
 import (
 	"math"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/pflag"
 
@@ -73,4 +75,29 @@ func (l *Resources) Request() (runtime.Resources, error) {
 // Given tells whether any of the flags was used.
 func (l *Resources) Given() bool {
 	return slices.ContainsFunc(l.names, l.flags.Changed)
+}
+
+// Ulimit reads what --ulimit takes: NAME=SOFT[:HARD]; -1 and unlimited are none.
+func Ulimit(text string) (runtime.Ulimit, error) {
+	name, values, _ := strings.Cut(text, "=")
+	soft, hard, both := strings.Cut(values, ":")
+	l := runtime.Ulimit{Name: strings.ToLower(strings.TrimPrefix(name, "RLIMIT_"))}
+	if !both {
+		hard = soft
+	}
+	for _, v := range []struct {
+		at   *uint64
+		text string
+	}{{&l.Soft, soft}, {&l.Hard, hard}} {
+		if v.text == "-1" || v.text == "unlimited" {
+			*v.at = math.MaxUint64
+			continue
+		}
+		n, err := strconv.ParseUint(v.text, 10, 64)
+		if err != nil {
+			return l, invalid("--ulimit %q, want NAME=SOFT[:HARD]", text)
+		}
+		*v.at = n
+	}
+	return l, nil
 }

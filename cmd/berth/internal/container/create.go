@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -22,6 +23,27 @@ import (
 type asked struct {
 	argument.Container
 	source image.Source
+	idFile string
+}
+
+// make makes the container, and writes its ID into a new file if that was asked for.
+func (a *asked) make(ctx context.Context, service *runtime.Service, r runtime.ContainerRequest) (c runtime.Container, err error) {
+	if a.idFile == "" {
+		return service.CreateContainer(ctx, r)
+	}
+	f, err := os.OpenFile(a.idFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return c, fmt.Errorf("--cidfile: %w", err)
+	}
+	if c, err = service.CreateContainer(ctx, r); err == nil {
+		if _, err = f.WriteString(string(c.ID)); err != nil {
+			err = errors.Join(err, discard(ctx, service, c.ID))
+		}
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		err = errors.Join(err, os.Remove(a.idFile))
+	}
+	return c, err
 }
 
 // find finds the image of a request, and pulls it if need be.
@@ -36,6 +58,7 @@ func newContainer(s *session.Session, c *cobra.Command, flags *asked) *cobra.Com
 	c.ValidArgsFunction = s.Images
 	flags.Bind(c.Flags())
 	flags.source.Bind(c.Flags())
+	c.Flags().StringVar(&flags.idFile, "cidfile", "", "new `FILE` for its ID")
 	c.Flags().SetInterspersed(false)                   // what follows the image is the container's
 	_ = c.RegisterFlagCompletionFunc("pod", s.Pods(0)) // there is the flag
 	return c
@@ -59,7 +82,7 @@ func create(s *session.Session) *cobra.Command {
 				return err
 			}
 			return s.Do(cmd.Context(), func(ctx context.Context, service *runtime.Service) error {
-				c, err := service.CreateContainer(ctx, r)
+				c, err := flags.make(ctx, service, r)
 				if err != nil {
 					return err
 				}
@@ -108,11 +131,11 @@ terminal ctrl-p ctrl-q leaves the container alone.`,
 			if leave {
 				r.StdinOnce = false // for whoever attaches, any number of times
 				return s.Do(cmd.Context(), func(ctx context.Context, service *runtime.Service) error {
-					return background(ctx, s, service, r)
+					return background(ctx, s, service, &flags, r)
 				})
 			}
 			return s.Do(cmd.Context(), func(ctx context.Context, service *runtime.Service) error {
-				c, err := service.CreateContainer(ctx, r)
+				c, err := flags.make(ctx, service, r)
 				if err != nil {
 					return exit.Start(err)
 				}
@@ -135,8 +158,8 @@ func mustBeTerminal(s *session.Session, wanted bool) error {
 }
 
 // background starts a new container, of which nothing is left if that fails.
-func background(ctx context.Context, s *session.Session, service *runtime.Service, r runtime.ContainerRequest) error {
-	c, err := service.CreateContainer(ctx, r)
+func background(ctx context.Context, s *session.Session, service *runtime.Service, flags *asked, r runtime.ContainerRequest) error {
+	c, err := flags.make(ctx, service, r)
 	if err != nil {
 		return exit.Start(err)
 	}
