@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -25,7 +26,7 @@ func (r *rig) refused(t *testing.T, stream []byte, reason string) {
 	t.Helper()
 	before := r.everything(t)
 	_, err := r.Load(timeout(t), archive.LoadRequest{Archive: bytes.NewReader(stream)})
-	if !errdefs.IsInvalidArgument(err) || !contains(err, reason) {
+	if !errdefs.IsInvalidArgument(err) || errdefs.IsNotFound(err) || !contains(err, reason) {
 		t.Errorf("%v, want an invalid argument that says %q", err, reason)
 	}
 	if after := r.everything(t); strings.Join(after, " ") != strings.Join(before, " ") {
@@ -125,6 +126,11 @@ func TestLoadRefused(t *testing.T) {
 		{"absent layer", one(t, func(l *layout) v1.Descriptor {
 			return l.image(config(l), v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: absent.Digest, Size: 6})
 		}), absent.Digest.String()},
+		{"blob that is not what its name says", one(t, func(l *layout) v1.Descriptor {
+			layer := l.blob(v1.MediaTypeImageLayer, make([]byte, 1024))
+			l.blobs[0].data = bytes.Repeat([]byte("x"), 1024)
+			return l.image(config(l), layer)
+		}), "missing"},
 		{"absent configuration", one(t, func(l *layout) v1.Descriptor {
 			return l.image(v1.Descriptor{MediaType: v1.MediaTypeImageConfig, Digest: absent.Digest, Size: 6})
 		}), absent.Digest.String()},
@@ -168,14 +174,15 @@ func TestLoadRefused(t *testing.T) {
 		{"many ways through indexes", one(t, func(l *layout) v1.Descriptor {
 			top := l.image(config(l))
 			for range 4 {
-				var same []v1.Descriptor
-				for range 100 {
-					same = append(same, top)
-				}
-				top = l.indexOf(same...)
+				top = l.indexOf(slices.Repeat([]v1.Descriptor{top}, 100)...)
 			}
 			return top
-		}), "manifests"},
+		}), "blobs"},
+		{"many ways to many layers", one(t, func(l *layout) v1.Descriptor {
+			layer := l.blob(v1.MediaTypeImageLayer, make([]byte, 1024))
+			image := l.image(config(l), slices.Repeat([]v1.Descriptor{layer}, 10_000)...)
+			return l.indexOf(slices.Repeat([]v1.Descriptor{image}, 10_000)...)
+		}), "blobs"},
 		{"digest of another", edited(t, whole, func(index *v1.Index) {
 			index.Manifests[0].Annotations["io.containerd.image.name"] = "berth.test/a@" + absent.Digest.String()
 		}), "name"},

@@ -100,11 +100,17 @@ func (r *ImportRequest) config(now time.Time) (imageConfig, error) {
 		Platform: r.Platform,
 		History:  []v1.History{{Created: &now, Comment: r.Message}},
 	}}
-	if r.Name != (reference.Reference{}) && r.Name.Tag() == "" {
-		return c, fmt.Errorf("name %s: an image cannot be given a digest: %w", r.Name, errdefs.ErrInvalidArgument)
-	}
 	if c.OS == "" && c.Architecture == "" {
 		c.Platform = platforms.DefaultSpec()
+	}
+	if err := validate(c.Platform); err != nil {
+		return c, err
+	}
+	switch {
+	case r.Root == nil:
+		return c, fmt.Errorf("no root: %w", errdefs.ErrInvalidArgument)
+	case r.Name != (reference.Reference{}) && r.Name.Tag() == "":
+		return c, fmt.Errorf("name %s: an image cannot be given a digest: %w", r.Name, errdefs.ErrInvalidArgument)
 	}
 	c.Platform = platforms.Normalize(c.Platform)
 	return c, instruction.Apply(&c.Config, r.Changes)

@@ -182,6 +182,8 @@ func TestImportRefused(t *testing.T) {
 		{"change", archive.ImportRequest{Root: unread, Changes: []string{"RUN rm -rf /"}}, "RUN"},
 		{"second change", archive.ImportRequest{Root: unread, Changes: []string{"USER x", "EXPOSE http"}}, "EXPOSE http"},
 		{"digest for a name", archive.ImportRequest{Root: unread, Name: digested}, "digest"},
+		{"half a platform", archive.ImportRequest{Root: unread, Platform: v1.Platform{OS: "linux"}}, "platform"},
+		{"no root", archive.ImportRequest{}, "no root"},
 		{"text", archive.ImportRequest{Root: strings.NewReader(strings.Repeat("text ", 300))}, "root"},
 		{"zipped text", archive.ImportRequest{Root: bytes.NewReader(compressed(t, "gzip", bytes.Repeat([]byte("text "), 300)))}, "root"},
 		{"truncated", archive.ImportRequest{Root: bytes.NewReader(whole[:1<<19])}, "unexpected EOF"},

@@ -33,6 +33,13 @@ type LoadRequest struct {
 	Platforms []v1.Platform
 }
 
+func (r LoadRequest) validate() error {
+	if r.Archive == nil {
+		return fmt.Errorf("no archive: %w", errdefs.ErrInvalidArgument)
+	}
+	return validate(r.Platforms...)
+}
+
 // Load stores the images of an archive and unpacks them. An image without a name gets
 // a dangling record; a name that another image has here moves, as store.Replace says.
 // Variants that an index describes and the archive lacks are no error.
@@ -43,16 +50,16 @@ type LoadRequest struct {
 // the images that have theirs are returned with the error. What cannot be unpacked is
 // no error: see Loaded.
 func (a *Archiver) Load(ctx context.Context, r LoadRequest) (loaded []Loaded, err error) {
+	if err := r.validate(); err != nil {
+		return nil, fmt.Errorf("load: %w", err)
+	}
 	ctx, lease, err := a.lease(ctx, "load")
 	if err != nil {
 		return nil, err
 	}
 	defer lease.end(ctx, &err)
-	l := &loading{
-		stage:   &stage{Store: a.Client.ContentStore(), prefix: lease.ID + "-"},
-		wanted:  r.Platforms,
-		weights: map[digest.Digest]int{},
-	}
+	in := &stage{Store: a.Client.ContentStore(), prefix: lease.ID + "-"}
+	l := &loading{stage: in, finder: newFinder(in), wanted: r.Platforms}
 	index, err := l.receive(ctx, r.Archive)
 	if err != nil {
 		return nil, err
@@ -100,9 +107,6 @@ func (a *Archiver) unpackFor(ctx context.Context, img images.Image, wanted []v1.
 	var errs []error
 	for _, platform := range wanted {
 		m, err := manifest.Best(ctx, provider, img.Target, platforms.OnlyStrict(platform))
-		if errdefs.IsNotFound(err) {
-			continue // what passed examine without the platform is no image
-		}
 		if err == nil {
 			err = a.unpack(ctx, m, img)
 		}
@@ -114,8 +118,8 @@ func (a *Archiver) unpackFor(ctx context.Context, img images.Image, wanted []v1.
 // loading is an archive on its way in.
 type loading struct {
 	*stage
-	wanted  []v1.Platform
-	weights map[digest.Digest]int // of the indexes that weigh has seen
+	finder
+	wanted []v1.Platform
 }
 
 // arrival is an image that has arrived, and is not recorded yet.
@@ -221,7 +225,7 @@ func nameOf(top v1.Descriptor) (string, error) {
 	}
 	ref, err := reference.Parse(text)
 	if err != nil {
-		return "", nil //nolint:nilerr // free text, which others allow: the image has no name we know
+		return "", nil // free text, which others allow: no name that could be asked for
 	}
 	if d := ref.Digest(); d != "" && d != top.Digest {
 		return "", fmt.Errorf("is not what its name %s says: %w", ref, errdefs.ErrInvalidArgument)
@@ -232,18 +236,12 @@ func nameOf(top v1.Descriptor) (string, error) {
 // verify reads an image's documents, makes sure that at least one variant is whole and
 // that the wanted ones are, and labels content so that it stays as long as the image.
 func (l *loading) verify(ctx context.Context, top v1.Descriptor) error {
-	if _, err := l.weigh(ctx, top, maxDepth); err != nil {
-		return classed(ctx, err, errdefs.ErrInvalidArgument)
-	}
-	image, err := look(ctx, l.stage, top)
+	image, err := l.look(ctx, top)
 	if err != nil {
 		return classed(ctx, err, errdefs.ErrInvalidArgument)
 	}
 	if err := image.pick(l.wanted); err != nil {
-		if len(l.wanted) == 0 {
-			return fmt.Errorf("%w: %w", errdefs.ErrInvalidArgument, err)
-		}
-		return err
+		return classed(ctx, err, errdefs.ErrInvalidArgument)
 	}
 	return l.label(ctx, image)
 }
@@ -253,8 +251,10 @@ func (l *loading) label(ctx context.Context, image *found) error {
 	kept := map[digest.Digest]bool{}
 	nodes := slices.Clone(image.indexes)
 	for _, v := range image.variants {
-		kept[v.Descriptor().Digest] = true
-		nodes = append(nodes, v.Descriptor())
+		if desc := v.Descriptor(); !kept[desc.Digest] {
+			kept[desc.Digest] = true
+			nodes = append(nodes, desc)
+		}
 	}
 	children := func(ctx context.Context, desc v1.Descriptor) ([]v1.Descriptor, error) {
 		list, err := images.Children(ctx, l.stage, desc)
@@ -269,41 +269,4 @@ func (l *loading) label(ctx context.Context, image *found) error {
 		}
 	}
 	return nil
-}
-
-// Bounds of what an index may lead to. Real ones are an index of some twenty
-// manifests, rarely in another.
-const (
-	maxDepth     = 4
-	maxManifests = 4096
-)
-
-// weigh counts the manifests below an index, each as often as it is reached: indexes
-// that hold each other many times over would keep all who walk them busy for ever.
-func (l *loading) weigh(ctx context.Context, desc v1.Descriptor, depth int) (int, error) {
-	if !images.IsIndexType(desc.MediaType) {
-		return 1, nil
-	}
-	if weight, ok := l.weights[desc.Digest]; ok {
-		return weight, nil
-	}
-	if depth == 0 {
-		return 0, fmt.Errorf("more than %d indexes in each other: %w", maxDepth, errdefs.ErrInvalidArgument)
-	}
-	list, err := images.Children(ctx, l.stage, desc)
-	if err != nil && !errdefs.IsNotFound(err) {
-		return 0, err
-	}
-	weight := 1
-	for _, child := range list {
-		more, err := l.weigh(ctx, child, depth-1)
-		if err != nil {
-			return 0, err
-		}
-		if weight += more; weight > maxManifests {
-			return 0, fmt.Errorf("more than %d manifests: %w", maxManifests, errdefs.ErrInvalidArgument)
-		}
-	}
-	l.weights[desc.Digest] = weight
-	return weight, nil
 }

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -125,6 +126,24 @@ func TestLoadCompressed(t *testing.T) {
 		r.load(t, read(t, "testdata/archive.tar.bz2"))
 		r.wantComplete(t, "berth.test/bzip2:1")
 	})
+}
+
+// TestLoadFolder takes an OCI layout that somebody has packed with tar.
+func TestLoadFolder(t *testing.T) {
+	r := open(t)
+	dir := t.TempDir()
+	if err := image.Layout(dir, plain(t, "berth.test/a:1", "a"), plain(t, "berth.test/b:1", "b")); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"."}, {"blobs", "index.json", "oci-layout"}, {"./index.json", "./oci-layout", "./blobs"}} {
+		stream, err := exec.Command("tar", append([]string{"-C", dir, "-c"}, args...)...).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.load(t, stream)
+		r.wantNames(t, "berth.test/a:1", "berth.test/b:1")
+		r.wantComplete(t, "berth.test/b:1")
+	}
 }
 
 // TestLoadFromPipe reads all that the writer writes: padding must not break its pipe.
@@ -364,6 +383,19 @@ func TestLoadMissingVariant(t *testing.T) {
 	_, err := to.Load(timeout(t), archive.LoadRequest{Archive: bytes.NewReader(tarred(t, kept...)), Platforms: []v1.Platform{arm64}})
 	if !errdefs.IsNotFound(err) || !contains(err, arm.Digest.String()) {
 		t.Errorf("%v, want not found with the missing manifest", err)
+	}
+}
+
+func TestLoadRequest(t *testing.T) {
+	r := open(t)
+	stream := packed(t, plain(t, "berth.test/a:1", "a"))
+	for _, request := range []archive.LoadRequest{
+		{},
+		{Archive: bytes.NewReader(stream), Platforms: []v1.Platform{{Architecture: "amd64"}}},
+	} {
+		if _, err := r.Load(timeout(t), request); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%+v: %v, want an invalid argument", request, err)
+		}
 	}
 }
 

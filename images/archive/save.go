@@ -39,6 +39,16 @@ type SaveRequest struct {
 	Archive io.Writer
 }
 
+func (r SaveRequest) validate() error {
+	switch {
+	case len(r.Images) == 0:
+		return fmt.Errorf("no image given: %w", errdefs.ErrInvalidArgument)
+	case r.Archive == nil:
+		return fmt.Errorf("no archive: %w", errdefs.ErrInvalidArgument)
+	}
+	return validate(r.Platforms...)
+}
+
 // Save writes images as one archive. Variants that are not here completely are left
 // out, unless they are asked for, and so are layers that may not be distributed. If one
 // platform is asked for the image is that variant alone.
@@ -48,15 +58,15 @@ type SaveRequest struct {
 // are looked at before the first byte is written. When the archive cannot be written
 // any more Save stops; the class is ErrAborted.
 func (a *Archiver) Save(ctx context.Context, r SaveRequest) (err error) {
-	if len(r.Images) == 0 {
-		return fmt.Errorf("save: no image given: %w", errdefs.ErrInvalidArgument)
+	if err := r.validate(); err != nil {
+		return fmt.Errorf("save: %w", err)
 	}
 	ctx, lease, err := a.lease(ctx, "save")
 	if err != nil {
 		return err
 	}
 	defer lease.end(ctx, &err)
-	s := &saving{provider: a.Client.ContentStore(), lease: lease, platforms: r.Platforms, prefer: a.Store.Platform()}
+	s := &saving{finder: newFinder(a.Client.ContentStore()), lease: lease, platforms: r.Platforms, prefer: a.Store.Platform()}
 	for _, name := range r.Images {
 		found, err := a.find(ctx, name)
 		if err != nil {
@@ -124,7 +134,7 @@ func (a *Archiver) find(ctx context.Context, input string) ([]saved, error) {
 func (a *Archiver) tags(ctx context.Context, input string) ([]saved, error) {
 	named, err := distribution.ParseNormalizedNamed(input)
 	if err != nil || !distribution.IsNameOnly(named) {
-		return nil, nil //nolint:nilerr // it may be an ID
+		return nil, nil // it may be an ID
 	}
 	records, err := a.Store.Records(ctx)
 	if err != nil {
@@ -141,7 +151,7 @@ func (a *Archiver) tags(ctx context.Context, input string) ([]saved, error) {
 
 // saving is an archive on its way out.
 type saving struct {
-	provider  content.Provider
+	finder
 	lease     *lease
 	platforms []v1.Platform
 	prefer    platforms.MatchComparer // for Docker's list, where an image has one variant
@@ -183,12 +193,12 @@ func (s *saving) plan(ctx context.Context, img *saved) error {
 	if err := s.lease.hold(ctx, img.target); err != nil {
 		return err
 	}
-	image, err := look(ctx, s.provider, img.target)
+	image, err := s.look(ctx, img.target)
 	if err != nil {
 		return err
 	}
 	if err := image.pick(s.platforms); err != nil {
-		return err
+		return classed(ctx, err, errdefs.ErrNotFound)
 	}
 	top := img.target
 	if len(s.platforms) == 1 {

@@ -120,8 +120,15 @@ func TestSaveNames(t *testing.T) {
 			t.Errorf("%s: %v and %d bytes", input, err, out.Len())
 		}
 	}
-	if err := r.Save(timeout(t), archive.SaveRequest{}); !errdefs.IsInvalidArgument(err) {
-		t.Errorf("no image: %v", err)
+	some := []string{"berth.test/a:1"}
+	for _, request := range []archive.SaveRequest{
+		{Archive: io.Discard},
+		{Images: some},
+		{Images: some, Archive: io.Discard, Platforms: []v1.Platform{{OS: "linux"}}},
+	} {
+		if err := r.Save(timeout(t), request); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%+v: %v, want an invalid argument", request, err)
+		}
 	}
 }
 
