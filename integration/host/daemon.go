@@ -33,6 +33,9 @@ type Options struct {
 	Path   []string // folders in front of PATH
 	Images []string // archives below .deps/images; nil: busybox.tar
 	Debug  bool
+
+	// Program is the containerd; "": see Containerd.
+	Program string
 }
 
 // Daemon is a containerd of one's own. It can be stopped, killed and started
@@ -57,7 +60,7 @@ func New(o Options) (*Daemon, error) {
 	if base == "" {
 		return nil, errors.New("host.Enter was not called")
 	}
-	if err := check(Deps("bin/containerd"), Deps("bin/ctr"), Deps("bin/runc"), Deps("bin/containerd-shim-runc-v2")); err != nil {
+	if err := check(Containerd(), Ctr(), Deps("bin/runc"), Deps("bin/containerd-shim-runc-v2")); err != nil {
 		return nil, err
 	}
 	n := daemons.Add(1)
@@ -180,7 +183,11 @@ func (d *Daemon) Start() error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(Deps("bin/containerd"), "--config", d.Dir+"/config.toml")
+	program := d.options.Program
+	if program == "" {
+		program = Containerd()
+	}
+	cmd := exec.Command(program, "--config", d.Dir+"/config.toml")
 	cmd.Env, cmd.Stdout, cmd.Stderr, cmd.Dir = d.Environ(), log, log, "/"
 	if err := cmd.Start(); err != nil {
 		return err
@@ -269,7 +276,7 @@ func (d *Daemon) Context(parent context.Context) context.Context {
 
 // Ctr returns a ctr command for this daemon.
 func (d *Daemon) Ctr(args ...string) *exec.Cmd {
-	cmd := exec.Command(Deps("bin/ctr"), args...)
+	cmd := exec.Command(Ctr(), args...)
 	cmd.Env, cmd.Dir = d.Environ(), d.Dir
 	return cmd
 }

@@ -68,10 +68,11 @@ func (c *Config) serve(ctx context.Context, l *net.UnixListener, hangup <-chan o
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(s))
 	ended := make(chan error, 1)
 	// A duplicate: the server closes what it serves, and the socket is to live on.
-	served, err := duplicate(l)
+	copied, err := duplicate(l)
 	if err != nil {
 		return false, err
 	}
+	served := &arrivals{Listener: copied}
 	go func() { ended <- server.Serve(served) }()
 	ready(ctx)
 	log.G(ctx).WithField("address", c.Proxy.Address).Info("serving the snapshotter")
@@ -91,8 +92,12 @@ func (c *Config) serve(ctx context.Context, l *net.UnixListener, hangup <-chan o
 		again = true
 		_, _ = daemon.SdNotify(false, daemon.SdNotifyReloading) // as ready: systemd may not be there
 	}
+	// Nobody is accepted any more, and whoever was gets an answer.
+	err = served.Close()
+	<-ended
+	served.pending.Wait()
 	server.GracefulStop()
-	return again, <-ended
+	return again, err
 }
 
 // pin starts the policy of pinned images; stop ends it and waits.
@@ -128,9 +133,9 @@ func listen(address string) (*net.UnixListener, error) {
 		return nil, fmt.Errorf("socket that was handed over: %w", err)
 	}
 	if len(given) > 0 {
-		l, ok := given[0].(*net.UnixListener)
+		l, ok := given[0].(*net.UnixListener) // nil if it is no socket
 		if !ok || len(given) > 1 {
-			return nil, fmt.Errorf("%d sockets were handed over, the first is %s: want one unix socket", len(given), given[0].Addr().Network())
+			return nil, fmt.Errorf("%d sockets were handed over: want one unix socket that listens", len(given))
 		}
 		l.SetUnlinkOnClose(false)
 		return l, nil
@@ -170,8 +175,13 @@ func replace(program string, l *net.UnixListener) error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Dup3(int(f.Fd()), firstHanded, 0); err != nil && int(f.Fd()) != firstHanded {
-		return err
+	if fd := int(f.Fd()); fd != firstHanded {
+		err = unix.Dup3(fd, firstHanded, 0)
+	} else {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0) // a copy would have come without FD_CLOEXEC
+	}
+	if err != nil {
+		return fmt.Errorf("hand the socket over: %w", err)
 	}
 	os.Setenv("LISTEN_FDS", "1")
 	os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
