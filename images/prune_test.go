@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/berthd/berth/images"
+	"github.com/berthd/berth/images/owner"
 	"github.com/berthd/berth/images/store"
 )
 
@@ -158,10 +159,16 @@ func TestPruneTwice(t *testing.T) {
 	}
 }
 
-// What interrupted pulls have left goes as well.
+// What interrupted pulls have left goes as well, but not what is being pulled.
 func TestPruneLeases(t *testing.T) {
 	s := newStored(t, nil)
-	a := sample(t, "a")
+	a, b := sample(t, "a"), sample(t, "b")
+	working, err := s.d.Client().LeasesService().Create(s.ctx(), leases.WithRandomID(),
+		leases.WithLabels(map[string]string{store.LabelPruneLease: "pull", owner.Label: owner.Self()}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.write(leases.WithLease(s.ctx(), working.ID), b)
 	for _, label := range []string{store.LabelPruneLease, "moby/prune.images"} {
 		lease, err := s.d.Client().LeasesService().Create(s.ctx(), leases.WithRandomID(), leases.WithLabel(label, "pull"))
 		if err != nil {
@@ -173,8 +180,11 @@ func TestPruneLeases(t *testing.T) {
 	if err != nil || report.Reclaimed == 0 {
 		t.Errorf("%+v, %v", report, err)
 	}
-	if left := s.left(s.ctx()); len(left) > 0 {
-		t.Errorf("left: %s", left)
+	if left := s.left(s.ctx()); len(left) != 1+3 {
+		t.Errorf("left: %s, want a lease with three blobs", left)
+	}
+	if err := s.d.Client().LeasesService().Delete(s.ctx(), working); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -182,8 +182,10 @@ func TestAgree(t *testing.T) {
 	}
 	t.Cleanup(server.Close)
 	kinds := []image.Kind{
-		{Name: "multi", Build: image.MultiPlatform}, {Name: "attested", Build: image.Attested},
-		{Name: "docker", Build: image.Schema2}, {Name: "user", Build: userImage("1000:0")},
+		{Name: "multi", Build: image.MultiPlatform},
+		{Name: "attested", Build: image.Attested},
+		{Name: "docker", Build: image.Schema2},
+		{Name: "user", Build: userImage("1000:0")},
 	}
 	ids := map[string]string{}
 	for _, kind := range kinds {

@@ -12,6 +12,8 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/berthd/berth/images/owner"
 )
 
 // Delete removes records, as far as they still have the target that they are given
@@ -89,7 +91,8 @@ const (
 	labelMobyPruneLease = "moby/prune.images"
 )
 
-// DeletePruneLeases ends the leases that interrupted pulls have left.
+// DeletePruneLeases ends the leases that interrupted pulls have left. One whose owner
+// still runs is that of a pull at work.
 func (s *Store) DeletePruneLeases(ctx context.Context) error {
 	ctx = s.Context(ctx)
 	manager := s.client.LeasesService()
@@ -99,6 +102,9 @@ func (s *Store) DeletePruneLeases(ctx context.Context) error {
 	}
 	var errs []error
 	for _, lease := range all {
+		if whose, owned := lease.Labels[owner.Label]; owned && !owner.Gone(whose) {
+			continue
+		}
 		if err := manager.Delete(ctx, lease); err != nil && !errdefs.IsNotFound(err) {
 			errs = append(errs, fmt.Errorf("delete lease %s: %w", lease.ID, err))
 		}
