@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -18,6 +19,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berthd/berth/images/reference"
@@ -181,9 +183,26 @@ func (p *Pusher) send(ctx context.Context, r Request, target v1.Descriptor, tabl
 	status, _ := resolver.(statuses)
 	watched := &watched{Pusher: pusher, status: status, table: table, turns: p.config.Uploads.Share()}
 	wrap := func(h images.Handler) images.Handler {
-		return remotes.SkipNonDistributableBlobs(h.Handle)
+		return remotes.SkipNonDistributableBlobs(once(h))
 	}
 	return registry.Classify(remotes.PushContent(ctx, watched, target, p.config.Client.ContentStore(), nil, platforms.All, wrap))
+}
+
+// once passes over what has been handled, or is being: an image may have a layer
+// twice, and its variants have layers in common.
+func once(h images.Handler) images.HandlerFunc {
+	var mu sync.Mutex // guards seen
+	seen := map[digest.Digest]bool{}
+	return func(ctx context.Context, desc v1.Descriptor) ([]v1.Descriptor, error) {
+		mu.Lock()
+		again := seen[desc.Digest]
+		seen[desc.Digest] = true
+		mu.Unlock()
+		if again {
+			return nil, images.ErrSkipDesc
+		}
+		return h.Handle(ctx, desc)
+	}
 }
 
 // note notes at what was sent where it is now. What of it is not here was mounted.
