@@ -14,7 +14,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/google/go-cmp/cmp"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berthd/berth/integration/host"
 	"github.com/berthd/berth/integration/image"
@@ -517,4 +519,70 @@ func TestCLIImageCompletion(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A pull that is killed leaves no image, and the next one goes on where it stopped.
+func TestCLIImageKilled(t *testing.T) {
+	forImages(t, func(t *testing.T, c *imageCLI) {
+		r, err := registries.Start(t.Context(), registries.Options{Dir: t.TempDir()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(r.Close)
+		ref := r.Address + "/berth/noise:1"
+		img, err := image.Noise(4, 1<<20)(ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Push(t.Context(), ref, img.Manifest(), img); err != nil {
+			t.Fatal(err)
+		}
+		layers := layersOf(t, img)
+		resume := r.Inject(registries.Fault{Method: http.MethodGet, Path: layers[3].Digest.String(), Do: registries.StallAfter(1 << 19)})
+		pull := c.command(t, append(slices.Clone(c.settings), "image", "pull", "-q", ref)...)
+		if err := pull.Start(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, patience, func() string {
+			for _, l := range layers[:3] {
+				if _, err := c.Client().ContentStore().Info(c.ctx(t), l.Digest); err != nil {
+					return err.Error()
+				}
+			}
+			if r.Fetches(layers[3].Digest) == 0 {
+				return "the last layer was not asked for"
+			}
+			return ""
+		})
+		if err := pull.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = pull.Wait() // it was killed
+		resume()
+		if slices.Contains(c.names(t), ref) {
+			t.Error("half an image is here")
+		}
+		c.does(t, "pull", "-q", ref)
+		c.complete(t, ref)
+		for _, l := range layers[:3] {
+			if n := r.Fetches(l.Digest); n != 1 {
+				t.Errorf("layer %s was fetched %d times", l.Digest, n)
+			}
+		}
+		c.does(t, "rm", ref)
+	})
+}
+
+// layersOf are the layers of an image with one manifest.
+func layersOf(t *testing.T, img *image.Image) []v1.Descriptor {
+	t.Helper()
+	text, err := content.ReadBlob(t.Context(), img, img.Manifest())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m v1.Manifest
+	if err := json.Unmarshal(text, &m); err != nil {
+		t.Fatal(err)
+	}
+	return m.Layers
 }

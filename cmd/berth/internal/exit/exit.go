@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/berthd/berth/images/policy"
 	"github.com/berthd/berth/images/registry"
 	"github.com/berthd/berth/plugin/runtime/network"
 )
@@ -123,6 +124,8 @@ func advise(err error) string {
 		return "berth needs root"
 	case errors.Is(err, network.ErrNotConfigured):
 		return "--cni-netconfpath and --cni-path say where the network's configuration and plugins are; --network host needs none"
+	case errors.Is(err, policy.ErrInvalid):
+		return "policy.json says which images are accepted, see docs/policy.md"
 	case errors.Is(err, registry.ErrUnavailable):
 		return ""
 	case errdefs.IsUnavailable(err):
