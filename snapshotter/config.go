@@ -55,11 +55,12 @@ type Config struct {
 	// SyncRemove deletes a snapshot's files in Remove. Otherwise they wait for
 	// Cleanup, which containerd's garbage collection calls.
 	SyncRemove bool
-	// RemapIDs says that the kernel has id-mapped mounts; see [SupportsRemap].
+	// RemapIDs says that the kernel has id-mapped mounts.
 	RemapIDs bool
 }
 
-func (c *Config) validate() error {
+// Validate returns all faults; they are ErrInvalidArgument.
+func (c *Config) Validate() error {
 	var faults []error
 	if !filepath.IsAbs(c.Root) {
 		faults = append(faults, fmt.Errorf("root %q is not an absolute path", c.Root))

@@ -52,7 +52,7 @@ var (
 // configuration and ErrFailedPrecondition for a limit that cannot be held on this
 // machine; nothing is made then.
 func New(ctx context.Context, c Config) (_ *Snapshotter, err error) {
-	if err := c.validate(); err != nil {
+	if err := c.Validate(); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(filepath.Join(c.Root, "snapshots"), 0o700); err != nil {
