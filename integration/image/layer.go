@@ -102,7 +102,7 @@ const chunk = 16 << 20
 
 // ZeroLayer is one file of size zeros, a multiple of 16 MiB, whose compressed form
 // is a thousandth of that. It is made without holding the zeros, but their digest
-// has to be computed: two seconds and more for each GiB.
+// has to be computed: about a second for each GiB.
 func ZeroLayer(size int64) (Layer, error) {
 	if size%chunk != 0 {
 		return Layer{}, fmt.Errorf("layer of %d zeros: not a multiple of %d", size, chunk)
