@@ -135,6 +135,10 @@ func (s *Service) layers() *layer.Layers {
 		Client:      s.client,
 		Namespace:   s.config.Namespace,
 		Snapshotter: s.config.Snapshotter,
-		Mounts:      mount.New(filepath.Join(s.config.Mounts, s.config.Namespace), s.client.MountManager()),
+		Mounts:      s.mounts(),
 	})
+}
+
+func (s *Service) mounts() *mount.Mounts {
+	return mount.New(filepath.Join(s.config.Mounts, s.config.Namespace), s.client.MountManager())
 }

@@ -28,10 +28,11 @@ import (
 	"github.com/berthd/berth/images/store"
 )
 
-// Labels of records that moby's builder gives, beside store.LabelParent.
+// Labels of records that moby's builder gives, beside store.LabelParent: that an image
+// was made from nothing, and which blob says how the container ran.
 const (
-	labelScratch         = "org.mobyproject.image.fromscratch"
-	labelContainerConfig = "containerd.io/gc.ref.content.moby/container.config"
+	LabelScratch         = "org.mobyproject.image.fromscratch"
+	LabelContainerConfig = "containerd.io/gc.ref.content.moby/container.config"
 )
 
 // Config says what a Maker works on. Everything is required.

@@ -17,9 +17,11 @@ import (
 	"github.com/containerd/containerd/v2/pkg/rootfs"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berthd/berth/images/idmap"
+	"github.com/berthd/berth/images/layer"
 )
 
 // emptyArchive is the digest of a tar archive without entries: two blocks of zeros.
@@ -135,6 +137,34 @@ func (c *counter) Write(p []byte) (int, error) {
 	n, err := c.to.Write(p)
 	c.n += int64(n)
 	return n, err
+}
+
+// Sealed is a layer that Seal has written; the zero value is none.
+type Sealed struct {
+	Blob   v1.Descriptor
+	DiffID digest.Digest // uncompressed
+}
+
+// Seal writes the layer of what has been changed in a snapshot that is still written
+// to, and unpacks it onto the layers below, which diffIDs lists and which must be
+// unpacked. The lease of ctx keeps both. Nothing changed is no layer.
+func (m *Maker) Seal(ctx context.Context, snapshot string, diffIDs []digest.Digest) (_ Sealed, err error) {
+	if _, ok := leases.FromContext(ctx); !ok {
+		return Sealed{}, fmt.Errorf("seal snapshot %s without a lease: %w", snapshot, errdefs.ErrFailedPrecondition)
+	}
+	on := layer.Rootfs{Snapshotter: m.Layers.Snapshotter(), Key: snapshot}
+	if len(diffIDs) > 0 {
+		on.Ancestors = []string{identity.ChainID(diffIDs).String()}
+	}
+	added, err := m.changes(ctx, on, typesOCI)
+	if err != nil {
+		return Sealed{}, fmt.Errorf("seal snapshot %s: %w", snapshot, err)
+	}
+	below := base{image: v1.Image{RootFS: v1.RootFS{DiffIDs: diffIDs}}}
+	if err := m.unpack(ctx, below, added); err != nil {
+		return Sealed{}, fmt.Errorf("seal snapshot %s: %w", snapshot, err)
+	}
+	return Sealed{added.blob, added.diffID}, nil
 }
 
 // unpack puts an added layer onto the base's snapshot.

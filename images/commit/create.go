@@ -172,7 +172,7 @@ func (m *Maker) layer(ctx context.Context, blob digest.Digest, types mediaTypes)
 func (m *Maker) stepLabels(ctx context.Context, b base, containerConfig []byte) (map[string]string, error) {
 	labels := b.parentLabel()
 	if labels == nil {
-		labels = map[string]string{labelScratch: "true"}
+		labels = map[string]string{LabelScratch: "true"}
 	}
 	if len(containerConfig) > 0 {
 		if !json.Valid(containerConfig) {
@@ -182,7 +182,7 @@ func (m *Maker) stepLabels(ctx context.Context, b base, containerConfig []byte) 
 		if err != nil {
 			return nil, err
 		}
-		labels[labelContainerConfig] = desc.Digest.String()
+		labels[LabelContainerConfig] = desc.Digest.String()
 	}
 	return labels, nil
 }
