@@ -66,6 +66,9 @@ deps: ## what the tests and `make run` drive: containerd, runc, CNI plugins, a r
 	@integration/deps/newer.sh criu $(DEPS)
 	@$(MAKE) --no-print-directory images
 
+deps-older: ## the oldest containerd that is supported, for BERTH_TEST_CONTAINERD (docs/testing.md)
+	@integration/deps/build.sh $(DEPS)/older older
+
 # Small images made here, for `ctr images import`.
 images: $(IMAGES)/web.tar
 	@:
@@ -111,4 +114,4 @@ clean: ## remove what was built from this source; .deps stays
 # One thing after the other: two cores, and tests that measure.
 .NOTPARALLEL:
 
-.PHONY: help run test build unit integration vm-test bench fuzz deps images vm lint fmt tidy install clean
+.PHONY: help run test build unit integration vm-test bench fuzz deps deps-older images vm lint fmt tidy install clean

@@ -180,7 +180,7 @@ func podImages(t *testing.T, n *node) {
 	}
 	// The pause image is pinned where there is one, so that nobody collects it.
 	pause := n.imageStatus(t, host.Pause)
-	if n.pauseless() != (pause == nil) || !n.pauseless() && !pause.GetPinned() {
+	if want := n.pauseImage(t); want != (pause != nil) || want && !pause.GetPinned() {
 		t.Errorf("pause image: %v", pause)
 	}
 }

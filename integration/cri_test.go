@@ -126,14 +126,21 @@ func (n *node) makeCgroup() error {
 // pauseless tells whether the pods have no pause container.
 func (n *node) pauseless() bool { return n.rt.Label == pauseless.Label }
 
-// pauseImage tells whether containerd wants the pause image: 2.3 does for all pods.
+// pauseImage tells whether containerd wants the pause image for the pods.
 func (n *node) pauseImage(t *testing.T) bool {
+	t.Helper()
+	return !n.pauseless() || n.alwaysPauseImage(t)
+}
+
+// alwaysPauseImage tells whether this containerd wants it for pods of all kinds, as
+// 2.3 does.
+func (n *node) alwaysPauseImage(t *testing.T) bool {
 	t.Helper()
 	v, err := n.Daemon.Client().Version(n.ctx(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return !n.pauseless() || strings.HasPrefix(v.Version, "v2.3.")
+	return strings.HasPrefix(v.Version, "v2.3.")
 }
 
 // network writes a network's configuration.

@@ -94,8 +94,9 @@ func documentedNode(t *testing.T, files []string, pause bool) *node {
 	if err := d.Start(); err != nil {
 		t.Fatal(err)
 	}
+	n := &node{env: &env{rt: host.Native, Daemon: d}}
 	images := []string{"busybox"} // CRI learns of them in this order, and connect waits for it
-	if pause {
+	if pause || n.alwaysPauseImage(t) {
 		images = []string{"pause", "busybox"}
 	}
 	for _, image := range images {
@@ -104,7 +105,6 @@ func documentedNode(t *testing.T, files []string, pause bool) *node {
 			t.Fatalf("import %s: %v: %s", image, err, out)
 		}
 	}
-	n := &node{env: &env{rt: host.Native, Daemon: d}}
 	n.connect(t)
 	t.Cleanup(func() { _ = n.Client.Close() })
 	return n

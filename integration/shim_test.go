@@ -123,13 +123,13 @@ func (e *env) params(id string) *bootapi.BootstrapParams {
 	return &bootapi.BootstrapParams{
 		InstanceID: id, Namespace: e.Namespace, ContainerdVersion: "2.4.2",
 		ContainerdGrpcAddress: e.Socket, ContainerdTtrpcAddress: e.Socket + ".ttrpc",
-		ContainerdBinary: host.Deps("bin/containerd"), SocketDir: &dir,
+		ContainerdBinary: host.Containerd(), SocketDir: &dir,
 	}
 }
 
 // command is the shim's binary with the flags and environment of containerd.
 func (e *env) command(id, bundle string, args ...string) *exec.Cmd {
-	all := append([]string{"-namespace", e.Namespace, "-address", e.Socket, "-publish-binary", host.Deps("bin/containerd"), "-id", id}, args...)
+	all := append([]string{"-namespace", e.Namespace, "-address", e.Socket, "-publish-binary", host.Containerd(), "-id", id}, args...)
 	cmd := exec.Command(e.rt.Binary(), all...)
 	cmd.Dir = bundle
 	cmd.Env = append(e.Environ(), "GOMAXPROCS=2", "MAX_SHIM_VERSION=2", "TTRPC_ADDRESS="+e.Socket+".ttrpc",

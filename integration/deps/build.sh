@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# build.sh DIR
+# build.sh DIR [older]
 #
 # Builds the programs that berth's tests and `make run` drive, from the Go
 # modules pinned by the go.mod files beside this script, into DIR/bin and
 # DIR/cni. Nothing is installed on the host. A program whose pin has not changed
 # is not built again; DIR/stamps remembers what was built. WITHOUT="NAME..." leaves
-# groups out: the kubelet takes as long as all the others together.
+# groups out: the kubelet takes as long as all the others together. "older"
+# builds the oldest containerd that berth supports, and nothing else.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-dir=${1:?usage: build.sh DIR}
+dir=${1:?usage: build.sh DIR [older]}
 mkdir -p "$dir"/{bin,cni,stamps}
 dir=$(cd "$dir" && pwd)
 # The machine's own settings may name another toolchain or vendor mode.
@@ -42,12 +43,22 @@ group() {
 }
 
 containerd=github.com/containerd/containerd/v2
-linked="-s -w -X $containerd/version.Version=$(version containerd $containerd) -X $containerd/version.Package=$containerd"
 tags=urfave_cli_no_docs,static_build
-# The btrfs snapshotter alone needs cgo and its headers.
-CGO_ENABLED=0 group containerd $containerd bin -tags $tags,no_btrfs -ldflags "$linked" -- \
-  $containerd/cmd/containerd $containerd/cmd/ctr
+daemon() { # GROUP: containerd and ctr
+  local v
+  v=$(version "$1" $containerd)
+  # The btrfs snapshotter alone needs cgo and its headers.
+  CGO_ENABLED=0 group "$1" $containerd bin -tags $tags,no_btrfs \
+    -ldflags "-s -w -X $containerd/version.Version=$v -X $containerd/version.Package=$containerd" -- \
+    $containerd/cmd/containerd $containerd/cmd/ctr
+}
+if [ "${2:-}" = older ]; then
+  daemon containerd-2.3
+  exit
+fi
+daemon containerd
 # no_grpc: as containerd's own Makefile builds the shim. Comparisons need it.
+linked="-s -w -X $containerd/version.Version=$(version containerd $containerd) -X $containerd/version.Package=$containerd"
 CGO_ENABLED=0 group containerd $containerd bin -tags $tags,no_grpc -ldflags "$linked" -- \
   $containerd/cmd/containerd-shim-runc-v2
 

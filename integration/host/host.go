@@ -23,6 +23,17 @@ func Deps(name string) string { return filepath.Join(folder("BERTH_DEPS", ".deps
 // "bin/containerd-shim-berth-v1". BERTH_BUILD overrides the folder.
 func Build(name string) string { return filepath.Join(folder("BERTH_BUILD", ".build"), name) }
 
+// Containerd is the daemon to test with: BERTH_TEST_CONTAINERD, or that of .deps.
+func Containerd() string {
+	if program := os.Getenv("BERTH_TEST_CONTAINERD"); program != "" {
+		return program
+	}
+	return Deps("bin/containerd")
+}
+
+// Ctr is the ctr beside Containerd.
+func Ctr() string { return filepath.Join(filepath.Dir(Containerd()), "ctr") }
+
 func folder(env, name string) string {
 	if dir := os.Getenv(env); dir != "" {
 		return dir
