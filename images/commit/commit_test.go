@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/containerd/containerd/v2/client"
@@ -16,6 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -205,5 +207,55 @@ func (r *rig) archive(desc v1.Descriptor) map[string]*tar.Header {
 		}
 		r.must(err)
 		files[h.Name] = h
+	}
+}
+
+// A39, what reads images: layers whose blobs are not here, only unpacked, as a remote
+// snapshotter and CRI's discard_unpacked_layers leave them.
+func TestLayersElsewhere(t *testing.T) {
+	r := newRig(t)
+	first := r.step("one", "echo 1 > /made", r.base())
+	m, _ := r.read(first.Record.Target)
+	gone := m.Layers[len(m.Layers)-1].Digest
+	second := func(id string) (commit.Image, error) {
+		parent := client.NewImage(r.Client(), first.Record)
+		r.run(id, "echo 2 > /more", client.WithImage(parent), client.WithSnapshotter("overlayfs"), client.WithNewSnapshot(id, parent))
+		return r.Commit(t.Context(), commit.Request{Container: id})
+	}
+	cs := r.Client().ContentStore()
+	r.must(cs.Delete(r.ctx, gone))
+	if _, err := second("two"); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), gone.String()) {
+		t.Errorf("nowhere: got %v, want NotFound naming %s", err, gone)
+	}
+	const source = "containerd.io/distribution.source.berth.test"
+	info := content.Info{Digest: first.Record.Target.Digest, Labels: map[string]string{source: "app"}}
+	_, err := cs.Update(r.ctx, info, "labels."+source)
+	r.must(err)
+	img, err := second("three")
+	r.must(err)
+	made, err := cs.Info(r.ctx, img.Record.Target.Digest)
+	if err != nil || made.Labels[source] != "app" {
+		t.Errorf("where to find it: got %v, %v", made.Labels, err)
+	}
+	r.try("again", "test -e /made && test -e /more", img)
+}
+
+func TestManyCommitsAtOnce(t *testing.T) {
+	r := newRig(t)
+	r.container("one", "echo x > /x")
+	var all sync.WaitGroup
+	layers := make([]digest.Digest, 6)
+	for i := range layers {
+		all.Go(func() {
+			img, err := r.Commit(t.Context(), commit.Request{Container: "one"})
+			if err != nil {
+				t.Error(err)
+			}
+			layers[i] = img.Layer
+		})
+	}
+	all.Wait()
+	if slices.Sort(layers); layers[0] == "" || layers[0] != layers[len(layers)-1] {
+		t.Errorf("layers: got %v, want one", layers)
 	}
 }

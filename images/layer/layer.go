@@ -25,9 +25,9 @@ import (
 	"github.com/berthd/berth/images/mount"
 )
 
-// Labels of the snapshot that a container writes to.
+// Labels of the snapshot that a container writes to, and of its lease.
 const (
-	labelLayer      = "berth.io/layer"             // the layer's id: the snapshot is berth's
+	labelLayer      = "berth.io/layer"             // the layer's id: it is berth's
 	labelMountLabel = "berth.io/layer.mount-label" // SELinux'
 )
 
@@ -111,8 +111,8 @@ func (y *Layer) Metadata() map[string]string {
 }
 
 // Release unmounts a layer, removes it and ends its lease, so that what nobody else
-// needs of it is gone on return. That it is gone already is no error. A snapshot that
-// Prepare did not make is refused (ErrFailedPrecondition).
+// needs of it is gone on return. That it is gone already is no error. A snapshot or a
+// lease that Prepare did not make is refused (ErrFailedPrecondition).
 func (l *Layers) Release(ctx context.Context, id string) error {
 	ctx = l.context(ctx)
 	info, err := l.snapshots().Stat(ctx, id)
@@ -123,11 +123,28 @@ func (l *Layers) Release(ctx context.Context, id string) error {
 	case info.Labels[labelLayer] != id:
 		return fmt.Errorf("release layer %s: the snapshot is somebody else's: %w", id, errdefs.ErrFailedPrecondition)
 	}
+	if err := l.ownLease(ctx, id); err != nil {
+		return fmt.Errorf("release layer %s: %w", id, err)
+	}
 	if err := l.mounts.Remove(ctx, mountKey(id), nil); err != nil {
 		return fmt.Errorf("release layer %s: %w", id, err)
 	}
 	if err := l.drop(ctx, id, id); err != nil {
 		return fmt.Errorf("release layer %s: %w", id, err)
+	}
+	return nil
+}
+
+// ownLease refuses a lease that Prepare did not make; that there is none is no error.
+func (l *Layers) ownLease(ctx context.Context, id string) error {
+	found, err := l.client.LeasesService().List(ctx, fmt.Sprintf("id==%q", id))
+	if err != nil {
+		return fmt.Errorf("lease %s: %w", id, err)
+	}
+	for _, lease := range found {
+		if lease.ID == id && lease.Labels[labelLayer] != id {
+			return fmt.Errorf("the lease is somebody else's: %w", errdefs.ErrFailedPrecondition)
+		}
 	}
 	return nil
 }

@@ -5,11 +5,13 @@ package layer_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -23,6 +25,7 @@ import (
 	"github.com/berthd/berth/images/idmap"
 	"github.com/berthd/berth/images/layer"
 	"github.com/berthd/berth/images/mount"
+	"github.com/berthd/berth/integration/host"
 	"github.com/berthd/berth/integration/image"
 )
 
@@ -241,8 +244,24 @@ func TestRelease(t *testing.T) {
 	if err := r.Release(t.Context(), "foreign"); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("foreign: got %v", err)
 	}
+	if err := r.Release(t.Context(), lease.ID); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("foreign lease: got %v", err)
+	}
 	if err := r.Client().LeasesService().Delete(r.ctx, lease, leases.SynchronousDelete); err != nil {
 		t.Error(err)
+	}
+	// What is left of a process that was killed while it made one.
+	if lease, err = r.Client().LeasesService().Create(r.ctx, leases.WithID("half"), leases.WithLabel("berth.io/layer", "half")); err == nil {
+		_, err = r.Client().SnapshotService("overlayfs").Prepare(leases.WithLease(r.ctx, lease.ID), "half-init-key", "")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Release(t.Context(), "half"); err != nil {
+		t.Errorf("half a layer: %v", err)
+	}
+	if _, err := r.Client().SnapshotService("overlayfs").Stat(r.ctx, "half-init-key"); !errdefs.IsNotFound(err) {
+		t.Errorf("half a layer: %v", err)
 	}
 }
 
@@ -484,4 +503,75 @@ func TestUnpackWithoutBlobs(t *testing.T) {
 	if _, err := r.open("native").Unpack(ctx, m); !errdefs.IsNotFound(err) {
 		t.Errorf("not unpacked yet: got %v, want NotFound", err)
 	}
+}
+
+// Containers of one image and map start at the same time, and share its copy.
+func TestPrepareAtOnce(t *testing.T) {
+	for _, snapshotter := range snapshotters {
+		t.Run(snapshotter, func(t *testing.T) {
+			r := newRig(t, snapshotter)
+			m := r.pull(stacked)
+			var all sync.WaitGroup
+			parents := make([]string, 6)
+			for i := range parents {
+				all.Go(func() {
+					y, err := r.Prepare(t.Context(), layer.PrepareRequest{ID: fmt.Sprint("c", i), Parent: m, IDs: shifted})
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					parents[i] = y.Parent
+				})
+			}
+			all.Wait()
+			for i, parent := range parents {
+				if parent == "" || parent != parents[0] {
+					t.Errorf("parents: got %v, want one", parents)
+				}
+				r.release(fmt.Sprint("c", i))
+			}
+		})
+	}
+}
+
+// Mounts live on when containerd is killed, and are found by who comes after.
+func TestContainerdKilled(t *testing.T) {
+	d := host.Run(t, host.Options{Images: []string{}})
+	r := &rig{Daemon: d, t: t, ctx: d.Context(t.Context())}
+	r.Layers = r.open("overlayfs")
+	m := r.pull(stacked)
+	if _, err := r.Prepare(t.Context(), layer.PrepareRequest{ID: "one", Parent: m}); err != nil {
+		t.Fatal(err)
+	}
+	root, err := r.Mount(t.Context(), "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	of, err := r.MountImage(t.Context(), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(d.Kill(), d.Start()); err != nil {
+		t.Fatal(err)
+	}
+	r.Layers = r.open("overlayfs")
+	if err := write(root+"/etc/mine", "x"); err != nil || !exists(of+"/etc/kept") {
+		t.Errorf("after the kill: %v, %v", err, exists(of+"/etc/kept"))
+	}
+	if again, err := r.Mount(t.Context(), "one"); err != nil || again != root {
+		t.Errorf("mounted at %s, %v, want %s", again, err, root)
+	}
+	if changes, err := r.Changes(t.Context(), "one"); err != nil || len(changes) != 1 {
+		t.Errorf("changes: got %v, %v", changes, err)
+	}
+	for range 2 {
+		if err := r.Unmount(t.Context(), "one"); err != nil {
+			t.Error(err)
+		}
+	}
+	if last, err := r.UnmountImage(t.Context(), m.Descriptor().Digest); err != nil || !last {
+		t.Errorf("unmount: got %v, %v", last, err)
+	}
+	r.release("one")
+	r.ctx = d.Context(context.Background())
 }

@@ -58,7 +58,7 @@ func (l *Layers) Prepare(ctx context.Context, r PrepareRequest) (*Layer, error) 
 		return nil, err
 	}
 	ctx = l.context(ctx)
-	lease, err := l.client.LeasesService().Create(ctx, leases.WithID(r.ID))
+	lease, err := l.client.LeasesService().Create(ctx, leases.WithID(r.ID), leases.WithLabel(labelLayer, r.ID))
 	if err != nil {
 		return nil, fmt.Errorf("prepare layer %s: lease: %w", r.ID, err)
 	}

@@ -270,7 +270,8 @@ func (m *Mounts) setUsers(key string, n int) error {
 // lock keeps other processes, and other goroutines of this one, from the directory.
 // It is held for a mount: a request to containerd and some system calls.
 func (m *Mounts) lock() (unlock func(), err error) {
-	if err := os.MkdirAll(m.dir, 0o711); err != nil {
+	// For root alone: an image may hold programs that run as their owner.
+	if err := os.MkdirAll(m.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("mounts: %w", err)
 	}
 	f, err := os.OpenFile(filepath.Join(m.dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
