@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"os/exec"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -50,7 +51,7 @@ func (d *demo) introduce(ctx context.Context) error {
 		return fmt.Errorf("runc: %w", err)
 	}
 	first, _, _ := strings.Cut(string(runtime), "\n")
-	fmt.Println("A containerd of its own, in", d.daemon.Dir)
+	fmt.Println("berthd, a containerd with berth's plugins, in", d.daemon.Dir)
 	fmt.Printf("  containerd %s, %s, runtime %s\n", version.Version, first, d.runtime)
 	return nil
 }
@@ -87,7 +88,29 @@ func (d *demo) runOwn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.runShell(ctx, shellImage), d.runWeb(ctx, webImage))
+	return errors.Join(d.runShell(ctx, shellImage), d.runWeb(ctx, webImage), d.runLimited(shell.Ref))
+}
+
+// limits has containers on berth's snapshotter write no more than that.
+const limits = `
+[plugins.'io.containerd.snapshotter.v1.berth']
+  size = "16MiB"
+`
+
+// runLimited shows a container that writes more than it may.
+func (d *demo) runLimited(image string) error {
+	heading("Container demo-full: 32 MiB into a layer of 16, on berth's snapshotter")
+	out, err := d.daemon.Ctr("run", "--rm", "--snapshotter", "berth", "--runtime", d.runtime, image, "demo-full",
+		"dd", "if=/dev/zero", "of=/big", "bs=1M", "count=32").CombinedOutput()
+	if err == nil {
+		return fmt.Errorf("a container wrote more than its layer may hold: %s", out)
+	}
+	full := regexp.MustCompile(`dd: .*(No space left on device|[Qq]uota exceeded)`).FindString(string(out))
+	if full == "" {
+		return fmt.Errorf("container demo-full: %w: %s", err, out)
+	}
+	fmt.Printf("  %s\n", full)
+	return nil
 }
 
 // pull has containerd itself fetch and unpack the image.

@@ -53,7 +53,7 @@ func run(image, runtime string, idle int) (err error) {
 	if err != nil {
 		return err
 	}
-	daemon, err := host.New(host.Options{CRI: true, TOML: host.PodTOML(network)})
+	daemon, err := host.New(host.Options{Program: host.Build("bin/berthd"), CRI: true, TOML: host.PodTOML(network) + limits})
 	if err != nil {
 		return err
 	}
