@@ -3,73 +3,96 @@
 package progress
 
 import (
+	"cmp"
 	"fmt"
-	"io"
-	"sync/atomic"
+	"os"
+	"slices"
+	"strings"
+	"time"
 
-	"github.com/vbauerster/mpb/v8"
-	"github.com/vbauerster/mpb/v8/decor"
+	"github.com/berthd/berth/cmd/berth/internal/terminal"
 )
 
-// bars are those on a terminal, in the order in which their parts came. Those that
-// have ended go up and stay: there may be more than fit.
+// bars are lines on a terminal, which are written anew in one place. Those of parts
+// that have ended go up and stay: there may be more than fit.
+//
+// No library draws them, since that which does it best (mpb) spends 27 ms of each
+// start of berth on tables of all characters' widths, whatever berth then does.
 type bars struct {
-	screen *mpb.Progress
-	last   int // number of the last bar
+	out   *os.File
+	live  []*part // that have not ended, in the order in which they came
+	drawn int     // lines of them on the screen
+	last  time.Time
 }
 
-// bar is one of them. What is beside it is read while the screen is drawn.
-type bar struct {
-	*mpb.Bar
+// Escape sequences of every terminal there is.
+const (
+	up        = "\x1b[%dA" // to the first column, by lines
+	clearLine = "\x1b[K"   // from the cursor on
+	clearRest = "\x1b[J"   // below too
+)
 
-	front, back atomic.Pointer[string]
-}
-
-func newBars(out io.Writer) *bars {
-	return &bars{screen: mpb.New(mpb.WithOutput(out), mpb.WithAutoRefresh(), mpb.PopCompletedMode())}
-}
+// drawEvery is how often the screen is written at most, unless there is news: parts
+// are told of one by one, many at a time.
+const drawEvery = 50 * time.Millisecond
 
 func (b *bars) show(p *part) {
-	if p.bar == nil {
-		p.bar = b.add(p)
+	if !slices.Contains(b.live, p) {
+		b.live = append(b.live, p)
 	}
-	p.bar.describe(p)
-	p.bar.SetTotal(p.Total, false)
-	p.bar.SetCurrent(p.Done)
-	if p.Ended {
-		p.bar.SetTotal(-1, true)
+	if p.news || p.Ended || time.Since(b.last) >= drawEvery {
+		b.draw()
 	}
 }
 
-func (b *bars) add(p *part) *bar {
-	added := &bar{}
-	added.describe(p)
-	b.last++
-	added.Bar = b.screen.AddBar(0,
-		mpb.BarPriority(b.last),
-		mpb.BarFillerClearOnComplete(),
-		mpb.PrependDecorators(decor.Any(func(decor.Statistics) string { return *added.front.Load() })),
-		mpb.AppendDecorators(decor.Any(func(decor.Statistics) string { return *added.back.Load() })),
-	)
-	return added
-}
-
-func (b *bar) describe(p *part) {
-	front, back := fmt.Sprintf("%-16s %-18s", p.Name, p.Status), fmt.Sprintf("%-32s", p.amount())
-	b.front.Store(&front)
-	b.back.Store(&back)
-}
-
-// end leaves what is on the screen there.
-func (b *bars) end(parts map[string]*part) {
-	for _, p := range parts {
-		switch {
-		case p.Ended:
-		case p.Done >= p.Total:
-			p.bar.SetTotal(-1, true)
-		default:
-			p.bar.Abort(false)
+// draw writes those that have ended for the last time, and the others below.
+func (b *bars) draw() {
+	b.last = time.Now()
+	size := terminal.SizeOf(b.out)
+	width := cmp.Or(int(size.Width), 80)
+	height := cmp.Or(int(size.Height), 24) - 1 // the cursor is below
+	var text strings.Builder
+	if b.drawn > 0 {
+		fmt.Fprintf(&text, "\r"+up, b.drawn)
+	}
+	line := func(p *part) { text.WriteString(p.line(width) + clearLine + "\r\n") }
+	b.live = slices.DeleteFunc(b.live, func(p *part) bool {
+		if p.Ended {
+			line(p)
+		}
+		return p.Ended
+	})
+	b.drawn = 0
+	// What moves comes first: it is what somebody looks for.
+	for _, moving := range []bool{true, false} {
+		for _, p := range b.live {
+			if p.moving() == moving && b.drawn < height {
+				line(p)
+				b.drawn++
+			}
 		}
 	}
-	b.screen.Wait()
+	text.WriteString(clearRest)
+	_, _ = b.out.WriteString(text.String()) // to show less is no fault of the transfer
+}
+
+// moving tells whether bytes of a part are on their way.
+func (p *part) moving() bool { return p.Total > 0 && p.Done > 0 && p.Done < p.Total }
+
+// line is what is shown of a part, cut to the screen's width.
+func (p *part) line(width int) string {
+	front := fmt.Sprintf("%-14s %-18s ", p.Name, p.Status)
+	back := p.amount()
+	const (
+		least = 10 // of a bar
+		most  = 40
+		rest  = 34 // for an amount and a rate
+	)
+	text := front
+	if room := min(width-len(front)-rest, most); p.moving() && room >= least {
+		full := int(int64(room-2) * p.Done / p.Total)
+		text += "[" + strings.Repeat("=", full) + strings.Repeat(" ", room-2-full) + "] "
+	}
+	runes := []rune(strings.TrimRight(text+back, " "))
+	return string(runes[:min(len(runes), width)])
 }

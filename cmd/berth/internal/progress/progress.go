@@ -46,7 +46,6 @@ type part struct {
 	from  int64     // what was there by then
 	shown time.Time
 	news  bool // its status is another than before
-	bar   *bar
 }
 
 // New returns a display on a file. The caller closes it.
@@ -56,8 +55,8 @@ func New(out *os.File, mode Mode) *Display {
 	case mode == None:
 		d.show = func(*part) {}
 	case mode == TTY, mode == Auto && terminal.Is(out):
-		all := newBars(out)
-		d.show, d.close = all.show, func() { all.end(d.parts) }
+		all := &bars{out: out}
+		d.show, d.close = all.show, all.draw
 	default:
 		d.show = func(p *part) { writeLine(out, p) }
 	}

@@ -72,7 +72,7 @@ func TestBars(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := <-read
-	for _, want := range []string{`aaa +complete +1.00MiB`, `bbb +exists +2.00KiB`, `ccc +downloading .*1B/10B`} {
+	for _, want := range []string{`aaa +complete +1.00MiB`, `bbb +exists +2.00KiB`, `ccc +downloading +\[=+ +\] 1B/10B`} {
 		if !regexp.MustCompile(want).MatchString(text) {
 			t.Errorf("no %q on the screen: %q", want, text)
 		}
