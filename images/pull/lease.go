@@ -13,11 +13,8 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/berthd/berth/images/owner"
+	"github.com/berthd/berth/images/store"
 )
-
-// LabelPrune is the label of leases that a prune of images deletes: they keep what
-// a pull has left for its next attempt.
-const LabelPrune = "berth.io/prune.images"
 
 // labelImage is the label with the name that is pulled.
 const labelImage = "berth.io/pull.image"
@@ -32,7 +29,7 @@ const cleanupTime = 30 * time.Second
 // lease creates the lease that protects what the pull of an image brings until it
 // is recorded. While this process runs nobody else takes it for abandoned.
 func (p *Puller) lease(ctx context.Context, image string) (leases.Lease, error) {
-	return p.newLease(ctx, map[string]string{LabelPrune: "pull", labelImage: image, owner.Label: owner.Self()})
+	return p.newLease(ctx, map[string]string{store.LabelPruneLease: "pull", labelImage: image, owner.Label: owner.Self()})
 }
 
 func (p *Puller) newLease(ctx context.Context, labels map[string]string) (leases.Lease, error) {
@@ -60,7 +57,7 @@ func (p *Puller) disown(ctx context.Context, image string, l leases.Lease) error
 	if err != nil {
 		return err
 	}
-	heir, err := p.newLease(ctx, map[string]string{LabelPrune: "pull", labelImage: image})
+	heir, err := p.newLease(ctx, map[string]string{store.LabelPruneLease: "pull", labelImage: image})
 	if err != nil {
 		return err
 	}

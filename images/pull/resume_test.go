@@ -22,6 +22,7 @@ import (
 
 	"github.com/berthd/berth/images/pull"
 	"github.com/berthd/berth/images/reference"
+	"github.com/berthd/berth/images/store"
 	"github.com/berthd/berth/integration/host"
 	"github.com/berthd/berth/integration/image"
 	"github.com/berthd/berth/integration/registry"
@@ -97,7 +98,7 @@ func TestCancelledPullGoesOn(t *testing.T) {
 	i := interrupt(t, open(t, nil), "cancelled:1")
 	i.cancelInTheMiddle(t)
 	leases, err := i.d.Client().LeasesService().List(i.context(t))
-	if err != nil || len(leases) != 1 || leases[0].Labels[pull.LabelPrune] == "" {
+	if err != nil || len(leases) != 1 || leases[0].Labels[store.LabelPruneLease] == "" {
 		t.Errorf("leases %v (%v), want one for prune", leases, err)
 	}
 	i.unnamed(t)
