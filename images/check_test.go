@@ -29,6 +29,7 @@ func (s *stored) ctrCheck(name string) string {
 
 func TestCheck(t *testing.T) {
 	s := newStored(t, nil)
+	s.broken = true
 	s.busybox("berth.test/whole:1")
 	s.add(sample(t, "packed"), nil, "berth.test/packed:1")
 	s.add(sample(t, "broken"), nil, "berth.test/broken:1")

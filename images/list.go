@@ -35,19 +35,44 @@ type (
 // see listing.Lister. What cannot be read does not fail it. It is ListImages of the
 // ImageServer.
 func (s *Service) List(ctx context.Context, o ListOptions) ([]Image, error) {
-	return s.lister.List(ctx, o)
+	list, err := s.lister.List(ctx, o)
+	if err != nil || o.Brief {
+		return list, err
+	}
+	return list, s.locate(list)
+}
+
+// locate adds where images are mounted.
+func (s *Service) locate(list []Image) error {
+	mounted, err := s.layers().ImageMounts()
+	if err != nil {
+		return err
+	}
+	for i := range list {
+		list[i].MountPoint = mounted[list[i].Digest]
+	}
+	return nil
 }
 
 // StatusByID returns the image with an ID. The error is ErrNoSuchImage if there is
 // none. It is ImageStatusByID of the ImageServer.
 func (s *Service) StatusByID(ctx context.Context, id reference.ID) (*Image, error) {
-	return s.lister.Status(ctx, id.Hex())
+	return s.status(ctx, id.Hex())
 }
 
 // StatusByName returns the image of a name. The error is ErrNoSuchImage if there is
 // none. It is ImageStatusByName of the ImageServer.
 func (s *Service) StatusByName(ctx context.Context, ref reference.Reference) (*Image, error) {
-	return s.lister.Status(ctx, ref.Text())
+	return s.status(ctx, ref.Text())
+}
+
+func (s *Service) status(ctx context.Context, nameOrID string) (*Image, error) {
+	img, err := s.lister.Status(ctx, nameOrID)
+	if err != nil {
+		return nil, err
+	}
+	one := []Image{*img}
+	return &one[0], s.locate(one)
 }
 
 // TryIDPrefix returns the ID that a string is or begins, nil if it may mean something

@@ -62,6 +62,7 @@ func TestList(t *testing.T) {
 // A9, A42 and names that are none: nothing fails a list.
 func TestListOddities(t *testing.T) {
 	s := newStored(t, nil)
+	s.broken = true
 	s.foreign(sample(t, "a"), "berth.test/a:1", "free text")
 	arm := build(t, image.Variant{Platform: v1.Platform{OS: "linux", Architecture: "s390x"}})
 	s.add(arm, nil, "berth.test/other:1")
@@ -238,8 +239,28 @@ func TestListPulling(t *testing.T) {
 	if err := <-pulled; err != nil {
 		t.Error(err)
 	}
-	list := s.list()
-	if i := slices.IndexFunc(list, func(i images.Image) bool { return slices.Contains(i.RepoTags, name) }); i < 0 || list[i].OCIConfig == nil {
+	if list := s.list(); len(list) != 1 || list[0].OCIConfig == nil {
 		t.Errorf("%+v", list)
+	}
+	s.wantNames(name) // of what the name stood for nothing was left to keep
+}
+
+// A mounted image says where.
+func TestListMounted(t *testing.T) {
+	s := newStored(t, nil)
+	s.add(sample(t, "a"), nil, "berth.test/a:1")
+	mounted, err := s.MountImage(s.ctx(), images.MountRequest{Image: "berth.test/a:1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	status, err := s.StatusByName(s.ctx(), ref(t, "berth.test/a:1"))
+	if err != nil || status.MountPoint != mounted.Root || s.list()[0].MountPoint != mounted.Root {
+		t.Errorf("%+v, %v, want %s", status, err, mounted.Root)
+	}
+	if _, err := s.UnmountImage(s.ctx(), images.MountRequest{Image: "berth.test/a:1"}); err != nil {
+		t.Fatal(err)
+	}
+	if at := s.list()[0].MountPoint; at != "" {
+		t.Errorf("after unmounting: %s", at)
 	}
 }

@@ -53,9 +53,10 @@ var namespaces atomic.Int32
 // has removed its images and containers.
 type stored struct {
 	*images.Service
-	t  testing.TB
-	d  *host.Daemon
-	ns string
+	t      testing.TB
+	d      *host.Daemon
+	ns     string
+	broken bool // the test leaves images of which something is missing
 
 	mu     sync.Mutex
 	events []images.Event
@@ -108,10 +109,24 @@ func (s *stored) ctx() context.Context {
 	return s.Store().Context(ctx)
 }
 
+// whole checks that nothing is missing of the images that are left.
+func (s *stored) whole(ctx context.Context) {
+	states, err := s.Check(ctx)
+	if err != nil {
+		s.t.Error(err)
+	}
+	for _, one := range states {
+		if !one.Complete && !s.broken {
+			s.t.Errorf("not whole: %+v", one)
+		}
+	}
+}
+
 // empty removes all records; then nothing may be left.
 func (s *stored) empty() {
 	ctx, cancel := context.WithTimeout(s.Store().Context(context.Background()), patience)
 	defer cancel()
+	s.whole(ctx)
 	all, err := s.Store().Records(ctx)
 	if err != nil {
 		s.t.Error(err)

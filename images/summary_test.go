@@ -113,6 +113,7 @@ func TestSummariesManifests(t *testing.T) {
 // A42: what is not here does not fail a list.
 func TestSummariesMissing(t *testing.T) {
 	s := newStored(t, nil)
+	s.broken = true
 	multi := kind(t, image.MultiPlatform)
 	s.add(multi, nil, "berth.test/multi:1")
 	var manifests []digest.Digest

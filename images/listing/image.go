@@ -86,6 +86,8 @@ type Image struct {
 	OCIConfig *v1.Image
 	// Annotations are those of an OCI manifest, nil for one of Docker's.
 	Annotations map[string]string
+	// MountPoint is where the image is mounted on the host, empty if it is not.
+	MountPoint string
 }
 
 // ListOptions say what List is to return.

@@ -123,6 +123,9 @@ func (s *Store) keep(ctx context.Context, img images.Image, going []string) erro
 	if slices.ContainsFunc(all, func(other images.Image) bool { return !slices.Contains(going, other.Name) }) {
 		return nil
 	}
+	if _, err := s.content.Info(ctx, img.Target.Digest); errdefs.IsNotFound(err) {
+		return nil // nothing is left that could be kept
+	}
 	labels := maps.Clone(img.Labels)
 	if labels == nil {
 		labels = map[string]string{}

@@ -287,6 +287,26 @@ func TestFacts(t *testing.T) {
 	}
 }
 
+// Others move a record without touching its labels: they tell nothing then.
+func TestFactsMoved(t *testing.T) {
+	r := open(t, nil)
+	a, b := sample(t, "a"), sample(t, "b")
+	r.replace(t, "berth.test/a:1", a)
+	r.replace(t, "berth.test/b:1", b)
+	want := r.facts(t, "berth.test/b:1")
+	moved := images.Image{Name: "berth.test/a:1", Target: b.Manifest()}
+	if _, err := r.d.Client().ImageService().Update(r.Context(timeout(t)), moved, "target"); err != nil {
+		t.Fatal(err)
+	}
+	img, err := r.Resolve(timeout(t), "berth.test/a:1")
+	if err != nil || img.Labels["berth.io/image.target"] != digestOf(a) {
+		t.Fatalf("%+v, %v", img, err)
+	}
+	if diff := cmp.Diff(want, r.facts(t, "berth.test/a:1")); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // A42: what cannot be read has no facts, and nothing fails.
 func TestFactsMissing(t *testing.T) {
 	r := open(t, nil)
