@@ -14,14 +14,21 @@ import (
 
 	"github.com/berthd/berth/cmd/berth/internal/command"
 	"github.com/berthd/berth/cmd/berth/internal/exit"
+	"github.com/berthd/berth/cmd/berth/internal/logdriver"
 	"github.com/berthd/berth/cmd/berth/internal/session"
+	"github.com/berthd/berth/plugin/runtime"
 )
 
 // version is set by the linker.
 var version = "dev"
 
 func main() {
-	err := run(context.Background())
+	var err error
+	if len(os.Args) == 3 && os.Args[1] == runtime.LogDriverCommand { // for shims, not for people
+		err = logdriver.Run(os.Args[2])
+	} else {
+		err = run(context.Background())
+	}
 	if text := exit.Message(err); text != "" {
 		fmt.Fprintln(os.Stderr, "berth: "+text)
 	}

@@ -28,6 +28,9 @@ func (s *Service) Checkpoint(ctx context.Context, ref string, r CheckpointReques
 		return fmt.Errorf("checkpoint container %s: both to an archive and to an image: %w", ref, errdefs.ErrInvalidArgument)
 	}
 	return s.do(ctx, ref, func(ctx context.Context, m *member) error {
+		if err := s.onlyBerth(m, "checkpoint"); err != nil {
+			return err
+		}
 		engine := s.engine()
 		md := &m.Metadata
 		c, err := engine.Checkpoint(ctx, checkpoint.Request{

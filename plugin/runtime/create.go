@@ -84,6 +84,9 @@ func (s *Service) createPod(ctx context.Context, r PodRequest) (_ PodID, err err
 		return "", fmt.Errorf("create pod %s: %w", r.Name, err)
 	}
 	defer func() { making.end(ctx, err) }()
+	if h.IsVM() {
+		return r.ID, s.createMachine(ctx, &r, h, making)
+	}
 	alone := s.config.Handlers.Config().DropInfra // without a process
 	run, err := runtimeOf(h, handler.Use{PodProcess: !alone})
 	if err != nil {
@@ -173,13 +176,8 @@ func (l *SELinux) options() []string {
 // startPod makes what of the pod is no record.
 func (s *Service) startPod(ctx, calls context.Context, r *PodRequest, c *record.Creation, making *making) error {
 	id := string(r.ID)
-	making.add("network", func(ctx context.Context) error { return s.network.Remove(ctx, id) })
 	m := c.Container.Metadata
-	net, err := s.network.Add(ctx, network.Request{
-		PodID: id, PodName: r.Name, PodNamespace: r.Namespace, PodUID: r.UID, Host: r.HostNetwork, None: r.NoNetwork,
-		UserNamespace: networkMaps(m.IDMap), Ports: r.PortMappings, Bandwidth: r.Bandwidth, DNS: r.DNS,
-		Annotations: m.Annotations, CgroupPath: r.CgroupParent,
-	})
+	net, err := s.addNetwork(ctx, r, &m, making)
 	if err != nil {
 		return err
 	}
@@ -201,6 +199,16 @@ func (s *Service) startPod(ctx, calls context.Context, r *PodRequest, c *record.
 		return context.Cause(ctx)
 	}
 	return infra.Create(calls, process.CreateRequest{})
+}
+
+func (s *Service) addNetwork(ctx context.Context, r *PodRequest, m *labels.Metadata, making *making) (*network.Attachment, error) {
+	id := string(r.ID)
+	making.add("network", func(ctx context.Context) error { return s.network.Remove(ctx, id) })
+	return s.network.Add(ctx, network.Request{
+		PodID: id, PodName: r.Name, PodNamespace: r.Namespace, PodUID: r.UID, Host: r.HostNetwork, None: r.NoNetwork,
+		UserNamespace: networkMaps(m.IDMap), Ports: r.PortMappings, Bandwidth: r.Bandwidth, DNS: r.DNS,
+		Annotations: m.Annotations, CgroupPath: r.CgroupParent,
+	})
 }
 
 // networkMaps are the maps for the owner of the network namespace. A namespace

@@ -217,12 +217,16 @@ func unfinished(e *labels.Entry) bool {
 func (s *Service) podState(v *view, e *labels.PodEntry) PodState {
 	switch {
 	case e.Owner == labels.OwnerBerth:
-		if e.Orphaned || !e.Metadata.Created || s.sandboxes.look(e.ID) != PodReady || s.wasStopped(e) {
+		ready := s.sandboxes.look(e.ID) == PodReady
+		if e.Metadata.ImageID != "" { // it has a task
+			ready = living(v.tasks[e.ID])
+		}
+		if e.Orphaned || !e.Metadata.Created || !ready || s.wasStopped(e) {
 			return PodNotReady
 		}
 		return PodReady
 	case e.Infra != nil: // a pause container
-		if t := v.tasks[e.ID]; t != nil && t.Status != task.Status_STOPPED {
+		if living(v.tasks[e.ID]) {
 			return PodReady
 		}
 		return PodNotReady
@@ -231,6 +235,8 @@ func (s *Service) podState(v *view, e *labels.PodEntry) PodState {
 	}
 	return s.sandboxes.look(e.ID)
 }
+
+func living(t *task.Process) bool { return t != nil && t.Status != task.Status_STOPPED }
 
 // wasStopped tells what the infra container's state says: a stop of the pod begins
 // there.

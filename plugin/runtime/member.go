@@ -141,7 +141,7 @@ func (s *Service) intoPod(ctx context.Context, m *newMember, making *making) (er
 	if !found {
 		return fmt.Errorf("pod %s has lost its record, and with it its settings: it takes no new containers: %w", m.pod.ID, errdefs.ErrFailedPrecondition)
 	}
-	if m.podSpec, err = specOf(&infra); err != nil {
+	if m.podSpec, err = s.podSpec(&infra, m.pod.Infra); err != nil {
 		return err
 	}
 	if m.podSpec.Linux == nil {
@@ -149,6 +149,9 @@ func (s *Service) intoPod(ctx context.Context, m *newMember, making *making) (er
 	}
 	settings := &m.pod.Metadata.Settings
 	if m.handler, err = s.config.Handlers.Choose(settings.RuntimeHandler); err != nil {
+		return err
+	}
+	if err := s.supports(m); err != nil {
 		return err
 	}
 	m.place(m.pod.Metadata.Pod, settings)
@@ -331,5 +334,8 @@ func (f *fresh) create(ctx context.Context, m *newMember, c *process.Container) 
 		return err
 	}
 	c.Stdio = m.stdio(m.logPath)
+	if m.handler.IsVM() {
+		c.Stdio = f.s.machineStdio(c.Stdio)
+	}
 	return c.Create(ctx, process.CreateRequest{Record: container, Timeout: m.handler.CreateTimeout.Duration})
 }

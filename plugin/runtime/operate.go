@@ -156,6 +156,9 @@ func (s *Service) ExecSync(ctx context.Context, ref string, command []string, ti
 // before. A client that does not take output is cut off (process.ErrTooSlow).
 func (s *Service) Attach(ctx context.Context, ref string, r AttachRequest) error {
 	return s.do(ctx, ref, func(ctx context.Context, m *member) error {
+		if err := s.onlyBerth(m, "attach to"); err != nil {
+			return err
+		}
 		return m.Attach(ctx, process.AttachRequest{
 			Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Resize: r.Resize, DetachKeys: r.DetachKeys, Started: r.Started,
 		})

@@ -113,8 +113,14 @@ func (s *Service) RemovePod(ctx context.Context, ref string, o RemoveOptions) er
 			return fmt.Errorf("remove pod %s: %w", p.ID, err)
 		}
 	}
+	if err := s.endTask(ctx, p.ID); err != nil { // a virtual machine's
+		return fmt.Errorf("remove pod %s: %w", p.ID, err)
+	}
 	if err := s.sandboxes.shutdown(ctx, PodID(p.ID)); err != nil {
 		return err
+	}
+	if p.Infra != nil && p.Metadata.ImageID != "" {
+		removeCgroups(p.view.containers[p.ID])
 	}
 	if err := s.records.RemovePod(ctx, p.ID); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove pod %s: %w", p.ID, err)

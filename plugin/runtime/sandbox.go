@@ -77,9 +77,11 @@ func (s sandboxes) addHosts(id PodID, hosts []Host) error {
 	return nil
 }
 
-// stop ends the pod; its namespaces go. One that is not there has ended.
+// stop ends the pod; its namespaces go. One that is not there has ended, and one whose
+// shim is no sandbox's ends with its task.
 func (s sandboxes) stop(ctx context.Context, id PodID) error {
-	if err := s.controller.Stop(ctx, string(id), sandbox.WithTimeout(sandboxStop)); err != nil && !errdefs.IsNotFound(err) {
+	err := s.controller.Stop(ctx, string(id), sandbox.WithTimeout(sandboxStop))
+	if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsNotImplemented(err) {
 		return fmt.Errorf("stop sandbox %s: %w", id, err)
 	}
 	return nil

@@ -92,6 +92,9 @@ type Config struct {
 	Handlers *handler.Handlers
 	// Network configures CNI. Its State and Namespace are set here.
 	Network network.Config
+	// LogDriver is berth's command line, an absolute path, which writes the logs of
+	// containers whose runtime is another shim than berth's. Empty: they have none.
+	LogDriver string
 	// CRIU is the program, for checkpoints. Default: "criu".
 	CRIU string
 	// CreateTimeout bounds the creation of a pod or container that has no shorter

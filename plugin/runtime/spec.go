@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/berthd/berth/plugin/runtime/handler"
+	"github.com/berthd/berth/plugin/runtime/layer"
 	"github.com/berthd/berth/plugin/runtime/oci"
 	"github.com/berthd/berth/plugin/runtime/record"
 )
@@ -146,7 +147,7 @@ func (s *Service) mountImage(ctx context.Context, m *Mount, c *record.Creation, 
 	}
 	root := &layers[0]
 	if m.SubPath != "" {
-		if root, err = partOf(root, m.SubPath); err != nil {
+		if root, err = layer.Part(root, m.SubPath); err != nil {
 			return fmt.Errorf("image %s: %w", m.Image, err)
 		}
 	}

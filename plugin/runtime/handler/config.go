@@ -37,6 +37,10 @@ type Config struct {
 	// DropInfra makes pods without a process of their own, unless their containers
 	// share a process namespace. Default: true. Pods stay as they were made.
 	DropInfra bool `toml:"drop_infra_ctr"`
+	// PauseImage is what the process of a pod in a virtual machine runs, pulled with
+	// the credentials of PauseImageAuthFile, if that is set. Default: Kubernetes'.
+	PauseImage         string `toml:"pause_image"`
+	PauseImageAuthFile string `toml:"pause_image_auth_file"`
 	// Handlers by name. "runc" is always there and can be changed.
 	Handlers map[string]*Handler `toml:"handlers"`
 }
@@ -48,6 +52,7 @@ func Default() *Config {
 	return &Config{
 		DefaultHandler: defaultHandler,
 		DropInfra:      true,
+		PauseImage:     "registry.k8s.io/pause:3.10.1",
 		Handlers:       map[string]*Handler{defaultHandler: {Path: "runc"}},
 	}
 }

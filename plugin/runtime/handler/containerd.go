@@ -58,7 +58,7 @@ func (h *Handler) Runtime(use Use) (*Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
-	if h.vm() {
+	if h.IsVM() {
 		r := &Runtime{Name: path}
 		if h.ConfigPath != "" {
 			r.Options = &runtimeoptions.Options{ConfigPath: h.ConfigPath}

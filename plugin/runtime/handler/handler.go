@@ -92,7 +92,8 @@ type Handler struct {
 // handlerName is what Kubernetes takes for a handler of a RuntimeClass.
 var handlerName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
 
-func (h *Handler) vm() bool { return h.Type == VM }
+// IsVM tells whether containers run in virtual machines.
+func (h *Handler) IsVM() bool { return h.Type == VM }
 
 func (h *Handler) inherit(from *Handler) {
 	if h.Path == "" {
@@ -178,15 +179,15 @@ func (h *Handler) misplaced() (keys []struct{ key, of string }) {
 		of    string
 		right bool
 	}{
-		{"root", h.Root != "", "oci", !h.vm()},
+		{"root", h.Root != "", "oci", !h.IsVM()},
 		{"no_sync_log", h.NoSyncLog, "oci", h.Type == "" || h.Type == OCI},
-		{"exec_cpu_affinity", h.ExecCPUAffinity != "", "oci", !h.vm()},
-		{"create_timeout", h.CreateTimeout.Duration != 0, "oci", !h.vm()},
-		{"systemd_cgroup", h.SystemdCgroup, "oci", !h.vm()},
-		{"monitor_cgroup", h.MonitorCgroup != "", "oci", !h.vm()},
-		{"monitor_env", h.MonitorEnv != nil, "oci", !h.vm()},
-		{"config_path", h.ConfigPath != "", "vm", h.vm()},
-		{"runtime_pull_image", h.PullImage, "vm", h.vm()},
+		{"exec_cpu_affinity", h.ExecCPUAffinity != "", "oci", !h.IsVM()},
+		{"create_timeout", h.CreateTimeout.Duration != 0, "oci", !h.IsVM()},
+		{"systemd_cgroup", h.SystemdCgroup, "oci", !h.IsVM()},
+		{"monitor_cgroup", h.MonitorCgroup != "", "oci", !h.IsVM()},
+		{"monitor_env", h.MonitorEnv != nil, "oci", !h.IsVM()},
+		{"config_path", h.ConfigPath != "", "vm", h.IsVM()},
+		{"runtime_pull_image", h.PullImage, "vm", h.IsVM()},
 		{"stream_websockets", h.StreamWebsockets, "pod", h.Type == Pod},
 	} {
 		if k.set && !k.right {
@@ -199,7 +200,7 @@ func (h *Handler) misplaced() (keys []struct{ key, of string }) {
 // program checks a runtime's path. A name is left to the shim, whose PATH is
 // containerd's.
 func (h *Handler) program(path string) error {
-	if !h.vm() && path != "" && !strings.Contains(path, "/") {
+	if !h.IsVM() && path != "" && !strings.Contains(path, "/") {
 		return nil
 	}
 	return executable(path)

@@ -162,9 +162,10 @@ func (c *Container) note(ctx context.Context, f func(*State)) error {
 	return c.save()
 }
 
-// Spoofed tells that the record stands for a pod and has no task: a process of the
-// pod's own, if it has one, is its shim's affair. Operations succeed without effect.
-func (c *Container) Spoofed() bool { return c.IsInfra() }
+// Spoofed tells that the record stands for a pod and has no task: it is of no image. A
+// process of the pod's own, if it has one, is its shim's affair. Operations succeed
+// without effect.
+func (c *Container) Spoofed() bool { return c.IsInfra() && c.Metadata.ImageID == "" }
 
 // IsInfra tells that the container stands for its pod.
 func (c *Container) IsInfra() bool { return c.Metadata.Kind == labels.KindInfra }

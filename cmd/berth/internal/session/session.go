@@ -86,8 +86,12 @@ func (s *Session) Do(ctx context.Context, f func(context.Context, *runtime.Servi
 	if err != nil {
 		return err
 	}
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("own path: %w", err)
+	}
 	service, err := runtime.Open(ctx, runtime.Config{
-		Client: c, Namespace: s.Namespace, Root: s.Root, State: s.State, Snapshotter: s.Snapshotter,
+		Client: c, LogDriver: self, Namespace: s.Namespace, Root: s.Root, State: s.State, Snapshotter: s.Snapshotter,
 		Network:  network.Config{ConfDir: s.ConfDir, BinDirs: filepath.SplitList(s.BinDir)},
 		Handlers: handlers,
 		Prefixes: true,

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package runtime
+// Package layer looks into the layers of an image as overlayfs shows them together,
+// without mounting anything. It changes nothing.
+package layer
 
 import (
 	"errors"
@@ -15,10 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// partOf is the mount of a file or directory in what a snapshot's read-only mount
+// Part is the mount of a file or directory in what a snapshot's read-only mount
 // shows, which need not be mounted anywhere. A path that is not there is NotFound, one
 // through a symbolic link, which would be followed on the host, InvalidArgument.
-func partOf(root *mount.Mount, path string) (*mount.Mount, error) {
+func Part(root *mount.Mount, path string) (*mount.Mount, error) {
 	if !filepath.IsLocal(path) {
 		return nil, fmt.Errorf("path %q: %w", path, errdefs.ErrInvalidArgument)
 	}
