@@ -3,6 +3,7 @@
 package images_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -92,6 +93,24 @@ func TestListOddities(t *testing.T) {
 				t.Error(diff)
 			}
 		}
+	}
+}
+
+// A call that was cancelled says so instead of listing images without facts.
+func TestListCancelled(t *testing.T) {
+	s := newStored(t, nil)
+	s.foreign(sample(t, "a"), "berth.test/a:1")
+	records, err := s.Store().Records(s.ctx())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(s.ctx())
+	cancel()
+	if facts, err := s.Store().Facts(ctx, records); !errors.Is(err, context.Canceled) {
+		t.Errorf("%+v, %v", facts, err)
+	}
+	if _, err := s.List(ctx, images.ListOptions{}); err == nil {
+		t.Error("no error")
 	}
 }
 

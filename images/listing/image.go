@@ -8,6 +8,7 @@ package listing
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -120,7 +121,10 @@ func (l *Lister) List(ctx context.Context, o ListOptions) ([]Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	list := l.group(ctx, records)
+	list, err := l.group(ctx, records)
+	if err != nil {
+		return nil, err
+	}
 	if !o.Brief {
 		l.details.fill(ctx, l.store.Details, list, true)
 	}
@@ -142,7 +146,10 @@ func (l *Lister) Status(ctx context.Context, input string) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	list := l.group(ctx, records)
+	list, err := l.group(ctx, records)
+	if err != nil {
+		return nil, err
+	}
 	l.details.fill(ctx, l.store.Details, list, false)
 	for i := range list {
 		if slices.Contains(list[i].Records, found.Name) {
@@ -159,16 +166,31 @@ func (l *Lister) Kin(ctx context.Context, img images.Image) ([]images.Image, err
 	if err != nil {
 		return nil, err
 	}
-	facts := l.store.Facts(ctx, all)
+	facts, err := l.facts(ctx, all)
+	if err != nil {
+		return nil, err
+	}
 	config := facts[img.Target.Digest].Config
 	return slices.DeleteFunc(all, func(other images.Image) bool {
 		return other.Target.Digest != img.Target.Digest && (config == "" || facts[other.Target.Digest].Config != config)
 	}), nil
 }
 
+// facts are those of records.
+func (l *Lister) facts(ctx context.Context, records []images.Image) (map[digest.Digest]store.Facts, error) {
+	facts, err := l.store.Facts(ctx, records)
+	if err != nil {
+		return nil, fmt.Errorf("read images: %w", err)
+	}
+	return facts, nil
+}
+
 // group makes images of records.
-func (l *Lister) group(ctx context.Context, records []images.Image) []Image {
-	facts := l.store.Facts(ctx, records)
+func (l *Lister) group(ctx context.Context, records []images.Image) ([]Image, error) {
+	facts, err := l.facts(ctx, records)
+	if err != nil {
+		return nil, err
+	}
 	byID := map[digest.Digest][]images.Image{}
 	for _, r := range records {
 		f := facts[r.Target.Digest]
@@ -188,7 +210,7 @@ func (l *Lister) group(ctx context.Context, records []images.Image) []Image {
 		list = append(list, l.image(ctx, key, of, facts))
 	}
 	slices.SortFunc(list, func(a, b Image) int { return cmp.Compare(a.Records[0], b.Records[0]) })
-	return list
+	return list, nil
 }
 
 // image makes one of the records that share an ID, which are sorted.

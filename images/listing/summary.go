@@ -150,7 +150,7 @@ func (l *Lister) survey(ctx context.Context) (*view, error) {
 	var errRecords, errInventory error
 	wait.Go(func() {
 		if v.records, errRecords = l.store.Records(ctx); errRecords == nil {
-			v.facts = l.store.Facts(ctx, v.records)
+			v.facts, errRecords = l.facts(ctx, v.records)
 		}
 	})
 	wait.Go(func() { v.inventory, errInventory = l.inventory(ctx) })

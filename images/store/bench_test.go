@@ -34,7 +34,11 @@ func BenchmarkFacts(b *testing.B) {
 				if err != nil || len(all) != many {
 					b.Fatal(len(all), err)
 				}
-				for _, f := range r.Facts(b.Context(), all) {
+				facts, err := r.Facts(b.Context(), all)
+				if err != nil {
+					b.Fatal(err)
+				}
+				for _, f := range facts {
 					if f.Err != nil {
 						b.Fatal(f.Err)
 					}

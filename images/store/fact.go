@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -54,9 +55,9 @@ type Facts struct {
 const readers = 8
 
 // Facts returns what is known of the targets of records. It reads what records do
-// not tell by themselves. That an image cannot be read is not an error of the
-// call, see Facts.Err.
-func (s *Store) Facts(ctx context.Context, records []images.Image) map[digest.Digest]Facts {
+// not tell by themselves. That an image cannot be read is not an error of the call,
+// see Facts.Err; that ctx has ended or containerd has gone is.
+func (s *Store) Facts(ctx context.Context, records []images.Image) (map[digest.Digest]Facts, error) {
 	ctx = s.Context(ctx)
 	facts := map[digest.Digest]Facts{}
 	unknown := map[digest.Digest]images.Image{}
@@ -79,7 +80,12 @@ func (s *Store) Facts(ctx context.Context, records []images.Image) map[digest.Di
 		defer mu.Unlock()
 		facts[target.Digest] = f
 	})
-	return facts
+	for _, f := range facts {
+		if errdefs.IsUnavailable(f.Err) {
+			return nil, f.Err
+		}
+	}
+	return facts, ctx.Err()
 }
 
 // each calls fn for targets, some at a time.

@@ -247,7 +247,11 @@ func (r *rig) facts(t testing.TB, name string) store.Facts {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return r.Facts(timeout(t), []images.Image{img})[img.Target.Digest]
+	facts, err := r.Facts(timeout(t), []images.Image{img})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return facts[img.Target.Digest]
 }
 
 func configOf(t testing.TB, r *rig, name string) digest.Digest {

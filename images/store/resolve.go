@@ -246,7 +246,10 @@ func (s *Store) searchConfigs(ctx context.Context, prefix string) (map[digest.Di
 	if err != nil {
 		return nil, err
 	}
-	facts := s.Facts(ctx, all)
+	facts, err := s.Facts(ctx, all)
+	if err != nil {
+		return nil, fmt.Errorf("read images: %w", err)
+	}
 	matches := map[digest.Digest][]images.Image{}
 	for _, img := range all {
 		if id := facts[img.Target.Digest].Config; strings.HasPrefix(id.String(), prefix) {

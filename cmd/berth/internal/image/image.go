@@ -175,11 +175,15 @@ func (p *platformList) one() (v1.Platform, error) {
 
 // writeID writes the ID of an image that was made.
 func writeID(ctx context.Context, s *session.Session, service *images.Service, img records.Image) error {
-	facts := service.Store().Facts(ctx, []records.Image{img})[img.Target.Digest]
+	all, err := service.Store().Facts(ctx, []records.Image{img})
+	if err != nil {
+		return err
+	}
+	facts := all[img.Target.Digest]
 	if facts.Err != nil {
 		return facts.Err
 	}
-	_, err := fmt.Fprintln(s.Out, facts.Config.Encoded())
+	_, err = fmt.Fprintln(s.Out, facts.Config.Encoded())
 	return err
 }
 
