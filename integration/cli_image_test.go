@@ -38,35 +38,39 @@ const (
 // forImages is forCLI with such files. Images that a test has left go with it.
 func forImages(t *testing.T, f func(t *testing.T, c *imageCLI)) {
 	t.Helper()
-	forCLI(t, func(t *testing.T, plain *cli) {
-		c := &imageCLI{cli: plain, dir: t.TempDir()}
-		for _, dir := range []string{"hosts", "drop-ins", "signatures"} {
-			if err := os.Mkdir(filepath.Join(c.dir, dir), 0o755); err != nil {
-				t.Fatal(err)
+	forCLI(t, func(t *testing.T, plain *cli) { withImages(t, plain, f) })
+}
+
+// withImages is forImages on a command line that is there.
+func withImages(t *testing.T, plain *cli, f func(t *testing.T, c *imageCLI)) {
+	t.Helper()
+	c := &imageCLI{cli: plain, dir: t.TempDir()}
+	for _, dir := range []string{"hosts", "drop-ins", "signatures"} {
+		if err := os.Mkdir(filepath.Join(c.dir, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, c.dir+"/policy.json", acceptAll)
+	write(t, c.dir+"/reject.json", rejectAll)
+	write(t, c.dir+"/registries.conf", "unqualified-search-registries = [\"a.berth.test\", \"b.berth.test\"]\nshort-name-mode = \"disabled\"\n")
+	write(t, c.dir+"/auth.json", "{}")
+	write(t, c.dir+"/berth.toml", fmt.Sprintf("[images]\nhosts_dir = %[1]q\nregistries_conf = %[2]q\nregistries_conf_dir = %[3]q\n"+
+		"signature_policy = %[4]q\nsignature_registries_dir = %[5]q\nglobal_auth_file = %[6]q\npinned_images = [\"*keep*\"]\n",
+		c.dir+"/hosts", c.dir+"/registries.conf", c.dir+"/drop-ins", c.dir+"/policy.json", c.dir+"/signatures", c.dir+"/auth.json"))
+	c.settings = []string{"--config", c.dir + "/berth.toml"}
+	before := c.names(t)
+	t.Cleanup(func() {
+		for _, name := range c.names(t) {
+			if !slices.Contains(before, name) {
+				c.try(t, "rm", "-f", name)
 			}
 		}
-		write(t, c.dir+"/policy.json", acceptAll)
-		write(t, c.dir+"/reject.json", rejectAll)
-		write(t, c.dir+"/registries.conf", "unqualified-search-registries = [\"a.berth.test\", \"b.berth.test\"]\nshort-name-mode = \"disabled\"\n")
-		write(t, c.dir+"/auth.json", "{}")
-		write(t, c.dir+"/berth.toml", fmt.Sprintf("[images]\nhosts_dir = %[1]q\nregistries_conf = %[2]q\nregistries_conf_dir = %[3]q\n"+
-			"signature_policy = %[4]q\nsignature_registries_dir = %[5]q\nglobal_auth_file = %[6]q\npinned_images = [\"*keep*\"]\n",
-			c.dir+"/hosts", c.dir+"/registries.conf", c.dir+"/drop-ins", c.dir+"/policy.json", c.dir+"/signatures", c.dir+"/auth.json"))
-		c.settings = []string{"--config", c.dir + "/berth.toml"}
-		before := c.names(t)
-		t.Cleanup(func() {
-			for _, name := range c.names(t) {
-				if !slices.Contains(before, name) {
-					c.try(t, "rm", "-f", name)
-				}
-			}
-			c.try(t, "prune", "-f")
-			if diff := cmp.Diff(before, c.names(t)); diff != "" {
-				t.Errorf("images (-before +after):\n%s", diff)
-			}
-		})
-		f(t, c)
+		c.try(t, "prune", "-f")
+		if diff := cmp.Diff(before, c.names(t)); diff != "" {
+			t.Errorf("images (-before +after):\n%s", diff)
+		}
 	})
+	f(t, c)
 }
 
 // names are those of containerd's records.
