@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	cimages "github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/google/go-cmp/cmp"
@@ -18,6 +17,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berthd/berth/images"
+	"github.com/berthd/berth/images/reference"
 	"github.com/berthd/berth/images/store"
 	"github.com/berthd/berth/integration/image"
 )
@@ -81,7 +81,9 @@ func TestHistory(t *testing.T) {
 		return os.WriteFile(root+"/x", []byte(strings.Repeat("x", 1<<20)), 0o644)
 	})
 	second := s.change("two", first.ID.Encoded(), "second", func(string) error { return nil })
-	s.must(s.Store().Replace(s.ctx(), cimages.Image{Name: "berth.test/second:1", Target: second.Record.Target, Labels: second.Record.Labels}))
+	name, err := reference.Parse("berth.test/second:1")
+	s.must(err)
+	s.must(s.Tag(s.ctx(), second.ID.Encoded(), name)) // which keeps what the image was made from
 	list, err := s.History(s.ctx(), images.InspectRequest{Image: second.ID.Encoded()})
 	s.must(err)
 	if len(list) != 2 { // busybox says nothing of itself

@@ -174,22 +174,43 @@ func (m *Maker) baseOf(ctx context.Context, rootfs layer.Rootfs, named string) (
 func (m *Maker) standsOn(ctx context.Context, rootfs layer.Rootfs, record images.Image) (base, bool, error) {
 	all, err := manifest.Present(ctx, m.Client.ContentStore(), record.Target)
 	if err != nil {
-		// Somebody else's image is nobody's parent.
-		log.G(ctx).WithField("image", record.Name).WithError(err).Debug("an image cannot be read")
-		return base{}, false, nil
+		return base{}, false, passOver(ctx, record, err)
 	}
 	for _, variant := range all {
-		if pseudo, err := variant.IsPseudo(ctx); err != nil || pseudo {
+		chain, ok, err := chainOf(ctx, variant)
+		if err != nil {
+			if err := passOver(ctx, record, err); err != nil {
+				return base{}, false, err
+			}
 			continue
 		}
-		chain, err := variant.ChainID(ctx)
-		if err != nil || !isTop(rootfs, chain.String()) {
+		if !ok || !isTop(rootfs, chain) {
 			continue
 		}
 		b, err := m.load(ctx, record.Target.Digest, variant)
 		return b, err == nil, err
 	}
 	return base{}, false, nil
+}
+
+// chainOf is the key of an image's top snapshot, false for what is no image.
+func chainOf(ctx context.Context, variant *manifest.Manifest) (string, bool, error) {
+	pseudo, err := variant.IsPseudo(ctx)
+	if err != nil || pseudo {
+		return "", false, err
+	}
+	chain, err := variant.ChainID(ctx)
+	return chain.String(), err == nil, err
+}
+
+// passOver is an error for what keeps an image from being read but its own content: an
+// image that nobody can read is nobody's parent.
+func passOver(ctx context.Context, record images.Image, err error) error {
+	if ctx.Err() == nil && (errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err)) {
+		log.G(ctx).WithField("image", record.Name).WithError(err).Debug("an image cannot be read")
+		return nil
+	}
+	return fmt.Errorf("image %s: %w", record.Name, err)
 }
 
 // isTop tells whether a snapshot is the top one of the image that a container stands

@@ -4,12 +4,14 @@ package commit_test
 
 import (
 	"archive/tar"
+	"context"
 	"errors"
 	"io"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
@@ -257,5 +259,41 @@ func TestManyCommitsAtOnce(t *testing.T) {
 	all.Wait()
 	if slices.Sort(layers); layers[0] == "" || layers[0] != layers[len(layers)-1] {
 		t.Errorf("layers: got %v, want one", layers)
+	}
+}
+
+// A call that ends too early leaves nothing; newRig counts.
+func TestCancelled(t *testing.T) {
+	r := newRig(t)
+	r.container("one", "echo x > /x && dd if=/dev/urandom of=/large bs=1M count=8")
+	img, err := r.Commit(t.Context(), commit.Request{Container: "one"})
+	r.must(err)
+	for name, call := range map[string]func(context.Context) error{
+		"commit": func(ctx context.Context) error {
+			_, err := r.Commit(ctx, commit.Request{Container: "one"})
+			return err
+		},
+		"squash": func(ctx context.Context) error {
+			_, err := r.Squash(ctx, commit.SquashRequest{Image: img.ID.String()})
+			return err
+		},
+	} {
+		ended := 0
+		for wait := time.Millisecond; ; wait = wait * 3 / 2 {
+			ctx, cancel := context.WithTimeout(t.Context(), wait)
+			err := call(ctx)
+			cancel()
+			if err == nil {
+				break
+			}
+			ended++
+			if !errors.Is(err, context.DeadlineExceeded) && !errdefs.IsCanceled(err) && !errdefs.IsDeadlineExceeded(err) {
+				t.Errorf("%s after %v: %v", name, wait, err)
+			}
+			if wait > patience {
+				t.Fatalf("%s takes longer than %v", name, wait)
+			}
+		}
+		t.Logf("%s: ended %d times", name, ended)
 	}
 }
