@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/leases"
@@ -574,4 +575,49 @@ func TestContainerdKilled(t *testing.T) {
 	}
 	r.release("one")
 	r.ctx = d.Context(context.Background())
+}
+
+// A call that ends too early leaves nothing.
+func TestCancelled(t *testing.T) {
+	for _, snapshotter := range snapshotters {
+		t.Run(snapshotter, func(t *testing.T) {
+			r := newRig(t, snapshotter)
+			m := r.pull(stacked)
+			request := layer.PrepareRequest{ID: "one", Parent: m, IDs: shifted, Init: func(root string) error { return write(root+"/etc/init", "x") }}
+			for name, call := range map[string]func(context.Context) error{
+				"prepare": func(ctx context.Context) error {
+					_, err := r.Prepare(ctx, request)
+					if err == nil {
+						r.release("one")
+					}
+					return err
+				},
+				"mount": func(ctx context.Context) error {
+					_, err := r.MountImage(ctx, m)
+					if err == nil {
+						_, err = r.UnmountImage(context.Background(), m.Descriptor().Digest)
+					}
+					return err
+				},
+			} {
+				for wait := 500 * time.Microsecond; ; wait = wait * 5 / 4 {
+					if wait > time.Minute || t.Failed() {
+						t.Fatalf("%s does not succeed in %v", name, wait)
+					}
+					ctx, cancel := context.WithTimeout(t.Context(), wait)
+					err := call(ctx)
+					cancel()
+					if err == nil {
+						break
+					}
+					if !errors.Is(err, context.DeadlineExceeded) && !errdefs.IsCanceled(err) && !errdefs.IsDeadlineExceeded(err) {
+						t.Errorf("%s after %v: %v", name, wait, err)
+					}
+					if found, err := r.ImageMount(m.Descriptor().Digest); found != "" || err != nil {
+						t.Errorf("%s after %v: mounted at %s, %v", name, wait, found, err)
+					}
+				}
+			}
+		})
+	}
 }

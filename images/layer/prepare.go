@@ -4,6 +4,7 @@ package layer
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
@@ -58,12 +59,11 @@ func (l *Layers) Prepare(ctx context.Context, r PrepareRequest) (*Layer, error) 
 		return nil, err
 	}
 	ctx = l.context(ctx)
-	lease, err := l.client.LeasesService().Create(ctx, leases.WithID(r.ID), leases.WithLabel(labelLayer, r.ID))
-	if err != nil {
+	p := preparation{layers: l, request: r}
+	if err := p.lease(ctx); err != nil {
 		return nil, fmt.Errorf("prepare layer %s: lease: %w", r.ID, err)
 	}
-	p := preparation{layers: l, request: r}
-	y, err := p.run(leases.WithLease(ctx, lease.ID))
+	y, err := p.run(leases.WithLease(ctx, r.ID))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("prepare layer %s: %w", r.ID, err), p.undo(ctx))
 	}
@@ -75,6 +75,29 @@ type preparation struct {
 	layers  *Layers
 	request PrepareRequest
 	made    []string // snapshots that are this call's alone
+}
+
+// labelCall tells the lease of a call from that of another for the same layer.
+const labelCall = "berth.io/layer.call"
+
+// lease makes the lease. A call that ends while containerd makes it does not know
+// whether there is one, and must not take another's.
+func (p *preparation) lease(ctx context.Context) error {
+	id, call := p.request.ID, rand.Text()
+	manager := p.layers.client.LeasesService()
+	_, err := manager.Create(ctx, leases.WithID(id), leases.WithLabel(labelLayer, id), leases.WithLabel(labelCall, call))
+	if err == nil || errdefs.IsAlreadyExists(err) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	found, listErr := manager.List(ctx, fmt.Sprintf("id==%q", id))
+	for _, lease := range found {
+		if lease.ID == id && lease.Labels[labelCall] == call {
+			return errors.Join(err, p.layers.drop(ctx, id))
+		}
+	}
+	return errors.Join(err, listErr)
 }
 
 func (p *preparation) undo(ctx context.Context) error {
