@@ -64,6 +64,33 @@ quotas() {
     done"
 }
 
+# power: the machine loses its power while the snapshotter works (it ends without
+# syncing its disks), and the next one looks at what is there.
+power() {
+  local test="$build/snapshotter.test" disks status=0
+  disks=$(mktemp -d)
+  "$here/vm/vm-run.sh" -t 200 -s "$build:ro" -x "1G:$disks/ext4" -x "1G:$disks/xfs" -c "
+    set -e
+    mkfs.ext4 -q -O quota,project -E quotatype=prjquota /dev/vdc
+    mkfs.xfs -q /dev/vdd
+    for fs in vdc vdd; do
+      mkdir /\$fs
+      mount -o prjquota /dev/\$fs /\$fs
+      BERTH_TEST_CRASH_ROOT=/\$fs/root BERTH_TEST_CRASH_WAY=quota '$test' -test.run='^TestCrashWork\$' > /dev/null 2>&1 &
+    done
+    sleep 3" || status=$?
+  "$here/vm/vm-run.sh" -t 200 -s "$build:ro" -x "1G:$disks/ext4" -x "1G:$disks/xfs" -c "
+    set -e
+    for fs in vdc vdd; do
+      mkdir /\$fs
+      mount -o prjquota /dev/\$fs /\$fs
+      echo \$fs: \$(wc -l < /\$fs/root.done) layers
+      BERTH_TEST_CRASH_ROOT=/\$fs/root BERTH_TEST_CRASH_WAY=quota '$test' -test.run='^TestCrashCheck\$'
+    done" || status=$?
+  rm -rf "$disks"
+  return $status
+}
+
 extra=("$@")
 status=0
 if [ $# -eq 0 ]; then
@@ -73,6 +100,8 @@ if [ $# -eq 0 ]; then
   done
   echo "project quotas"
   quotas || status=$?
+  echo "power loss"
+  power || status=$?
   echo "cgroup v2: pods"
   machine "$pods" berth || status=$?
   if [ -n "${BERTH_TEST_FULL:-}" ]; then

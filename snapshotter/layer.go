@@ -100,6 +100,19 @@ func (l layer) leaveImage() error {
 	return errors.Join(l.image.Remove(), os.RemoveAll(copied))
 }
 
+// sync writes the layer's file system to the disk.
+func (l layer) sync() error {
+	dir, err := os.Open(l.upper())
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+		return fmt.Errorf("sync %s: %w", dir.Name(), err)
+	}
+	return nil
+}
+
 // forgive lets a layer that was mounted volatile be mounted so again. The kernel
 // refuses by the directory incompat/volatile, which stays, until somebody says that
 // nothing was lost (Documentation/filesystems/overlayfs.rst): nothing was while the

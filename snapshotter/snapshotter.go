@@ -264,8 +264,9 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 	return s.Snapshotter.Usage(ctx, key)
 }
 
-// Commit makes an active snapshot a parent of others. Its limit ends; the content
-// of an image is copied out of it, for a parent is a directory.
+// Commit makes an active snapshot a parent of others, once what is in it is on the
+// disk: a power loss does not leave a record of a layer without its content. Its limit
+// ends; the content of an image is copied out of it, for a parent is a directory.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
 	l, err := s.layer(ctx, key)
 	if err != nil {
@@ -276,6 +277,9 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 		if err := l.leaveImage(); err != nil {
 			return fmt.Errorf("commit %s: %w", key, err)
 		}
+	}
+	if err := l.sync(); err != nil {
+		return fmt.Errorf("commit %s: %w", key, err)
 	}
 	if err := s.Snapshotter.Commit(ctx, name, key, append(opts, withoutSize)...); err != nil {
 		return err

@@ -15,7 +15,8 @@
 #   -C DIR        start there [the current folder where it is shared, else the
 #                 first shared folder, else /root]
 #   -e NAME=VALUE environment for the command; repeatable
-#   -x SIZE       add an empty disk, /dev/vdc and on; repeatable
+#   -x SIZE[:FILE]  add an empty disk, /dev/vdc and on; repeatable. FILE is the disk
+#                 and stays, as the machine left it when its power went
 #   -m MIB        memory [2048]
 #   -j N          processors [2]
 #   -n            network: NAT to the host's network through qemu
@@ -96,9 +97,11 @@ disk() { # FILE FORMAT EXTRA
 dn=0
 disk "$image/rootfs.ext4" raw snapshot=on,cache=unsafe      # writes go to $TMPDIR, then away
 disk "$tmp/control.tar" raw readonly=on
-for size in ${disks[@]+"${disks[@]}"}; do
-  truncate -s "$size" "$tmp/disk$dn"
-  disk "$tmp/disk$dn" raw cache=unsafe,discard=unmap
+for spec in ${disks[@]+"${disks[@]}"}; do
+  size=${spec%%:*} file=$tmp/disk$dn
+  [ "$spec" = "$size" ] || file=${spec#*:}
+  truncate -s "$size" "$file"
+  disk "$file" raw cache=unsafe,discard=unmap
 done
 
 # --- machine -----------------------------------------------------------------
