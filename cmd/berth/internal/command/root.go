@@ -10,6 +10,7 @@ import (
 
 	"github.com/berthd/berth/cmd/berth/internal/container"
 	"github.com/berthd/berth/cmd/berth/internal/image"
+	"github.com/berthd/berth/cmd/berth/internal/install"
 	"github.com/berthd/berth/cmd/berth/internal/pod"
 	"github.com/berthd/berth/cmd/berth/internal/session"
 )
@@ -50,7 +51,7 @@ Exit codes: 0, that of a process in a container, 125 when berth could not do it.
 	}
 	root.RunE = help
 	root.AddGroup(&cobra.Group{ID: things, Title: "Commands by what they are about:"}, &cobra.Group{ID: often, Title: "Often used, short for commands above:"})
-	for _, c := range []*cobra.Command{pod.Command(s), container.Command(s), image.Command(s), shim(s), doctor(s)} {
+	for _, c := range []*cobra.Command{pod.Command(s), container.Command(s), image.Command(s), shim(s), doctor(s), install.Command(s.Out), install.Uninstall(s.Out)} {
 		c.GroupID = things
 		if c.HasSubCommands() {
 			c.RunE = help
