@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/google/go-cmp/cmp"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berthd/berth/integration/host"
 	"github.com/berthd/berth/integration/image"
@@ -589,4 +590,62 @@ func layersOf(t *testing.T, img *image.Image) []v1.Descriptor {
 		t.Fatal(err)
 	}
 	return m.Layers
+}
+
+// The kubelet sees what berth pulls, pins and removes, and the other way round.
+func TestCLIImageKubernetes(t *testing.T) {
+	n := newNode(t, host.Native, host.Options{})
+	withImages(t, &cli{env: n.env, conf: n.conf}, func(t *testing.T, c *imageCLI) {
+		c.settings = append(c.settings, "--namespace", "k8s.io")
+		ref := registry(t) + "/berth/app:1"
+		push(t, ref, "1000")
+		status := func() *runtime.Image {
+			t.Helper()
+			answer, err := n.Images.ImageStatus(n.ctx(t), &runtime.ImageStatusRequest{Image: &runtime.ImageSpec{Image: ref}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return answer.GetImage()
+		}
+		// CRI hears by events of what others do.
+		hears := func(what string, ok func(*runtime.Image) bool) {
+			t.Helper()
+			eventually(t, patience, func() string {
+				if i := status(); !ok(i) {
+					return fmt.Sprintf("%s: CRI has %v", what, i)
+				}
+				return ""
+			})
+			list, err := n.Images.ListImages(n.ctx(t), &runtime.ListImagesRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var want []string
+			for _, i := range list.GetImages() {
+				want = append(want, strings.TrimPrefix(i.GetId(), "sha256:"))
+			}
+			got := strings.Fields(c.does(t, "ls", "-q", "--no-trunc"))
+			slices.Sort(got)
+			slices.Sort(want)
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("%s: IDs (-CRI +berth):\n%s", what, diff)
+			}
+		}
+		c.does(t, "pull", "-q", ref)
+		hears("pull", func(i *runtime.Image) bool { return i != nil && i.GetUid().GetValue() == 1000 })
+		c.does(t, "pin", ref)
+		hears("pin", (*runtime.Image).GetPinned)
+		c.does(t, "unpin", ref)
+		hears("unpin", func(i *runtime.Image) bool { return !i.GetPinned() })
+		if _, err := n.Images.RemoveImage(n.ctx(t), &runtime.RemoveImageRequest{Image: &runtime.ImageSpec{Image: ref}}); err != nil {
+			t.Fatal(err)
+		}
+		c.refuses(t, "does not exist", "inspect", ref)
+		if _, err := n.Images.PullImage(n.ctx(t), &runtime.PullImageRequest{Image: &runtime.ImageSpec{Image: ref}}); err != nil {
+			t.Fatal(err)
+		}
+		hears("CRI's pull", func(i *runtime.Image) bool { return i != nil })
+		c.does(t, "rm", ref)
+		hears("rm", func(i *runtime.Image) bool { return i == nil })
+	})
 }
