@@ -222,7 +222,7 @@ func TestCLIErrors(t *testing.T) {
 			{"port", "HOSTPORT:PORT", []string{"pod", "create", "-p", "80", "x"}},
 			{"volume", "no named volumes", []string{"run", "-v", "data:/data", host.Busybox}},
 			{"memory", "512m", []string{"run", "--memory", "much", host.Busybox}},
-			{"network", "cni or host", []string{"run", "--network", "none", host.Busybox}},
+			{"network", "cni, host or none", []string{"run", "--network", "bond", host.Busybox}},
 			{"pod's flag for a member", "berth pod create", []string{"run", "--pod", "x", "-p", "1:1", host.Busybox}},
 			{"nobody to remove it", "no daemon", []string{"run", "--rm", "-d", host.Busybox}},
 			{"no terminal", "no terminal", []string{"run", "-it", host.Busybox}},

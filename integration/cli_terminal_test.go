@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -113,12 +114,12 @@ func (u *typist) types(text string) {
 
 // repeats types something once in a while until there is an answer: what is typed
 // before a process listens may be lost.
-func (u *typist) repeats(text, answer string) {
+func (u *typist) repeats(text, answer string, watchers ...*typist) {
 	u.t.Helper()
 	for range 20 {
 		u.types(text)
 		for range 100 {
-			if u.lacks(1, answer) == "" {
+			if !slices.ContainsFunc(append(watchers, u), func(w *typist) bool { return w.lacks(1, answer) != "" }) {
 				return
 			}
 			time.Sleep(10 * time.Millisecond)
@@ -184,7 +185,7 @@ func TestCLITerminalAttach(t *testing.T) {
 		a := c.atTerminal(t, "container", "attach", "shell")
 		b := c.atTerminal(t, "container", "attach", "--no-stdin", "shell")
 		a.repeats("\n", "# ")
-		a.repeats("echo he''re\n", "here")
+		a.repeats("echo he''re\n", "here", b) // who came later sees nothing of before
 		a.repeats("echo $A''it\n", "keptit")
 		eventually(t, patience, func() string { return b.lacks(1, "keptit") })
 		a.types("exit 6\n")
