@@ -43,7 +43,12 @@ func (l *Layers) MountImage(ctx context.Context, m *manifest.Manifest) (string, 
 
 // view makes the snapshot that is mounted, or finds what was there before a reboot.
 func (l *Layers) view(ctx context.Context, key string, m *manifest.Manifest) ([]cmount.Mount, error) {
-	_, err := l.client.LeasesService().Create(ctx, leases.WithID(key))
+	request, done, err := step(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	_, err = l.client.LeasesService().Create(request, leases.WithID(key))
 	if err != nil && !errdefs.IsAlreadyExists(err) {
 		return nil, fmt.Errorf("lease %s: %w", key, err)
 	}
@@ -52,7 +57,7 @@ func (l *Layers) view(ctx context.Context, key string, m *manifest.Manifest) ([]
 	if err != nil {
 		return nil, err
 	}
-	mounts, err := l.snapshots().View(ctx, key, chain)
+	mounts, err := l.snapshots().View(leases.WithLease(request, key), key, chain)
 	if errdefs.IsAlreadyExists(err) {
 		mounts, err = l.snapshots().Mounts(ctx, key)
 	}

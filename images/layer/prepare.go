@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/errdefs"
@@ -74,7 +76,35 @@ func (l *Layers) Prepare(ctx context.Context, r PrepareRequest) (*Layer, error) 
 type preparation struct {
 	layers  *Layers
 	request PrepareRequest
-	made    []string // snapshots that are this call's alone
+}
+
+// stepTimeout bounds one request that makes a snapshot: the native snapshotter copies
+// all files for it.
+const stepTimeout = 5 * time.Minute
+
+// step is the context of a request that makes something under a name. Containerd goes
+// on with it when the caller's ctx ends, and would be in the way of the next call: so
+// the end is waited for.
+func step(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTimeout)
+	return ctx, cancel, nil
+}
+
+// snapshot makes a snapshot that is written to.
+func (p *preparation) snapshot(ctx context.Context, key, base string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	ctx, cancel, err := step(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer cancel()
+	mounts, err := p.layers.snapshots().Prepare(ctx, key, base, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot %s on %q: %w", key, base, err)
+	}
+	return mounts, nil
 }
 
 // labelCall tells the lease of a call from that of another for the same layer.
@@ -85,7 +115,12 @@ const labelCall = "berth.io/layer.call"
 func (p *preparation) lease(ctx context.Context) error {
 	id, call := p.request.ID, rand.Text()
 	manager := p.layers.client.LeasesService()
-	_, err := manager.Create(ctx, leases.WithID(id), leases.WithLabel(labelLayer, id), leases.WithLabel(labelCall, call))
+	request, done, err := step(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	_, err = manager.Create(request, leases.WithID(id), leases.WithLabel(labelLayer, id), leases.WithLabel(labelCall, call))
 	if err == nil || errdefs.IsAlreadyExists(err) {
 		return err
 	}
@@ -103,8 +138,8 @@ func (p *preparation) lease(ctx context.Context) error {
 func (p *preparation) undo(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	slices.Reverse(p.made) // no snapshot goes before those that stand on it
-	return p.layers.drop(ctx, p.request.ID, p.made...)
+	// All that was made is in the lease, and goes with it in the right order.
+	return p.layers.drop(ctx, p.request.ID)
 }
 
 func (p *preparation) run(ctx context.Context) (*Layer, error) {
@@ -136,10 +171,9 @@ func (p *preparation) run(ctx context.Context) (*Layer, error) {
 		labels[labelMountLabel] = r.MountLabel
 	}
 	maps.Copy(labels, r.IDs.Labels())
-	if _, err := l.snapshots().Prepare(ctx, r.ID, base, snapshots.WithLabels(labels)); err != nil {
-		return nil, fmt.Errorf("snapshot %s on %q: %w", r.ID, base, err)
+	if _, err := p.snapshot(ctx, r.ID, base, snapshots.WithLabels(labels)); err != nil {
+		return nil, err
 	}
-	p.made = append(p.made, r.ID)
 	return &Layer{ID: r.ID, Parent: base, IDs: r.IDs, MountLabel: r.MountLabel, layers: l}, nil
 }
 
@@ -192,11 +226,10 @@ type derivation struct {
 
 func (p *preparation) derive(ctx context.Context, d derivation, change func(root string) error) error {
 	l := p.layers
-	mounts, err := l.snapshots().Prepare(ctx, d.key, d.base)
+	mounts, err := p.snapshot(ctx, d.key, d.base)
 	if err != nil {
-		return fmt.Errorf("snapshot %s on %q: %w", d.key, d.base, err)
+		return err
 	}
-	p.made = append(p.made, d.key)
 	mounts, err = labelled(mounts, p.request.MountLabel)
 	if err != nil {
 		return err
@@ -204,15 +237,17 @@ func (p *preparation) derive(ctx context.Context, d derivation, change func(root
 	if err := l.mounts.Temporary(ctx, d.key, mounts, change); err != nil {
 		return fmt.Errorf("snapshot %s: %w", d.name, err)
 	}
+	ctx, cancel, err := step(ctx)
+	if err != nil {
+		return err
+	}
+	defer cancel()
 	err = l.snapshots().Commit(ctx, d.name, d.key)
 	if errdefs.IsAlreadyExists(err) && d.shared {
 		return l.snapshots().Remove(ctx, d.key)
 	}
 	if err != nil {
 		return fmt.Errorf("snapshot %s: %w", d.name, err)
-	}
-	if !d.shared {
-		p.made = append(p.made, d.name)
 	}
 	return nil
 }
