@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berthd/berth/cmd/berth/internal/argument"
+	"github.com/berthd/berth/cmd/berth/internal/image"
 	"github.com/berthd/berth/cmd/berth/internal/session"
 	"github.com/berthd/berth/plugin/runtime"
 )
@@ -57,7 +58,7 @@ write its ID. Without --pod a pod is made for it, which is removed with it.`,
 		Example: `  berth container restore -i /tmp/app.tar --name app2
   berth container restore --pod web example.com/app:saved`,
 		Args:              cobra.MaximumNArgs(1),
-		ValidArgsFunction: s.Images,
+		ValidArgsFunction: image.Names(s, 1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if (archive == "") == (len(args) == 0) {
 				return session.Usage("restore: of what? Give a file, with --import, or an image")

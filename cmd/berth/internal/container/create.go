@@ -55,7 +55,7 @@ func (a *asked) find(ctx context.Context, s *session.Session, r *runtime.Contain
 // newContainer is a command that makes a container.
 func newContainer(s *session.Session, c *cobra.Command, flags *asked) *cobra.Command {
 	c.Args = cobra.MinimumNArgs(1)
-	c.ValidArgsFunction = s.Images
+	c.ValidArgsFunction = image.Names(s, 1)
 	flags.Bind(c.Flags())
 	flags.source.Bind(c.Flags())
 	c.Flags().StringVar(&flags.idFile, "cidfile", "", "new `FILE` for its ID")

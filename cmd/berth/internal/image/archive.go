@@ -32,7 +32,7 @@ for several platforms those are saved that are here, or the ones asked for.`,
   berth image save app:1 | ssh host berth image load
   berth image save --platform linux/arm64 -o arm.tar app:1`,
 		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: names(s, 0),
+		ValidArgsFunction: Names(s, 0),
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			return do(cmd.Context(), s, nil, func(ctx context.Context, service *images.Service) error {
 				return output(s, file, func(w io.Writer) error {

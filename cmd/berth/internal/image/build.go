@@ -139,7 +139,7 @@ image, of which it was made, and one more; and write its ID. The older one stays
 		Example: `  berth image squash -t small:1 app:1
   berth image squash --from debian:trixie -t app:squashed app:1`,
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: names(s, 1),
+		ValidArgsFunction: Names(s, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, err := optionalName([]string{tag})
 			if err != nil {
@@ -227,7 +227,7 @@ func mount(s *session.Session) *cobra.Command {
 are kept, until "berth image unmount". Without an image it is shown what is mounted.`,
 		Example: `  ls "$(berth image mount nginx)"/etc
   berth image mount`,
-		ValidArgsFunction: names(s, 0),
+		ValidArgsFunction: Names(s, 0),
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			return do(cmd.Context(), s, nil, func(ctx context.Context, service *images.Service) error {
 				if len(refs) == 0 {
@@ -282,7 +282,7 @@ func unmount(s *session.Session) *cobra.Command {
 may be named by where it is mounted, too, if its name is gone.`,
 		Example:           `  berth image unmount nginx`,
 		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: names(s, 0),
+		ValidArgsFunction: Names(s, 0),
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			return do(cmd.Context(), s, nil, func(ctx context.Context, service *images.Service) error {
 				return each(refs, func(ref string) error {

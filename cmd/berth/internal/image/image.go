@@ -88,8 +88,8 @@ func again(s *session.Session, args ...string) []string {
 // completionLimit is how long a shell is kept waiting.
 const completionLimit = 2 * time.Second
 
-// names completes names of images, up to most of them; 0: any number.
-func names(s *session.Session, most int) cobra.CompletionFunc {
+// Names completes names of images, up to most of them; 0: any number.
+func Names(s *session.Session, most int) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, begin string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if most > 0 && len(args) >= most {
 			return nil, cobra.ShellCompDirectiveDefault

@@ -57,7 +57,7 @@ Filters are reference, dangling, label, label!, before, since and until.`,
   berth image ls -f label=tier=front -f until=24h
   berth -n k8s.io image ls -o json | jq -r '.[] | select(.pinned) | .names[]'`,
 		Args:              cobra.MaximumNArgs(1),
-		ValidArgsFunction: names(s, 1),
+		ValidArgsFunction: Names(s, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			filters, err := filterMap(l.filters)
 			if err != nil {

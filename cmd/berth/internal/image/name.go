@@ -28,7 +28,7 @@ network.`,
 		Example: `  berth image candidates nginx
   berth image candidates -o json 4f06b3`,
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: names(s, 1),
+		ValidArgsFunction: Names(s, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return do(cmd.Context(), s, nil, func(ctx context.Context, service *images.Service) error {
 				found, err := service.ResolveNames(ctx, args[0])
@@ -64,7 +64,7 @@ both ends. Without arguments the patterns of the configuration are applied to wh
 here already.`,
 		Example: `  berth -n k8s.io image pin registry.example/base:1
   berth image pin 'registry.example/tools/*'`,
-		ValidArgsFunction: names(s, 0),
+		ValidArgsFunction: Names(s, 0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return do(cmd.Context(), s, nil, func(ctx context.Context, service *images.Service) error {
 				if len(args) == 0 {
@@ -84,7 +84,7 @@ func unpin(s *session.Session) *cobra.Command {
 refused: its patterns are in pinned_images of /etc/berth/berth.toml.`,
 		Example:           `  berth image unpin registry.example/base:1`,
 		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: names(s, 0),
+		ValidArgsFunction: Names(s, 0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return do(cmd.Context(), s, nil, func(ctx context.Context, service *images.Service) error {
 				return eachMatch(ctx, service, args, service.Unpin)
@@ -123,7 +123,7 @@ it.`,
 		Example: `  berth image tag app:1 registry.example/app:1
   berth image tag 4f06b3e2c5a1 app:1 app:latest`,
 		Args:              cobra.MinimumNArgs(2),
-		ValidArgsFunction: names(s, 1),
+		ValidArgsFunction: Names(s, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return do(cmd.Context(), s, nil, func(ctx context.Context, service *images.Service) error {
 				return each(args[1:], func(name string) error {
@@ -156,7 +156,7 @@ needs -f: other images may share it.`,
   berth image rm -f 4f06b3e2c5a1
   berth rmi $(berth images -q -f dangling=true)`,
 		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: names(s, 0),
+		ValidArgsFunction: Names(s, 0),
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			o.Parents, o.Platforms = !keepParents, platforms.list
 			return do(cmd.Context(), s, nil, func(ctx context.Context, service *images.Service) error {
@@ -198,7 +198,7 @@ func untag(s *session.Session) *cobra.Command {
 keep the layers they stand on.`,
 		Example:           `  berth image untag registry.example/app:old`,
 		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: names(s, 0),
+		ValidArgsFunction: Names(s, 0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return do(cmd.Context(), s, nil, func(ctx context.Context, service *images.Service) error {
 				return each(args, func(name string) error {

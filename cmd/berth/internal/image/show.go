@@ -68,7 +68,7 @@ asked, and nothing is stored.`,
   berth image inspect nginx | jq '.[0].config.config.Env'
   berth image inspect --remote registry.example/app:2 | jq -r '.[0].id'`,
 		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: names(s, 0),
+		ValidArgsFunction: Names(s, 0),
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			access, err := a.access(s)
 			if err != nil {
@@ -156,7 +156,7 @@ it, unpacked. <missing> is a step that did not end with an image that is here.`,
 		Example: `  berth image history nginx
   berth image history --no-trunc -o json nginx | jq -r '.[].createdBy'`,
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: names(s, 1),
+		ValidArgsFunction: Names(s, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.Image = args[0]
 			return do(cmd.Context(), s, nil, func(ctx context.Context, service *images.Service) error {
@@ -316,7 +316,7 @@ The exit code is 1 if something is missing nevertheless; "berth pull" fetches it
 		Example: `  berth image check
   berth -n k8s.io image check --repair
   berth image check -o json | jq -r '.[] | select(.complete | not) | .name'`,
-		ValidArgsFunction: names(s, 0),
+		ValidArgsFunction: Names(s, 0),
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			return do(cmd.Context(), s, nil, func(ctx context.Context, service *images.Service) error {
 				if repair {
@@ -423,7 +423,7 @@ changed; pulls do the same before they fetch a layer.`,
 		Example: `  berth image verify registry.example/app:1
   berth image verify --remote --signature-policy ./policy.json registry.example/app:2`,
 		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: names(s, 0),
+		ValidArgsFunction: Names(s, 0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			access, err := a.access(s)
 			if err != nil {

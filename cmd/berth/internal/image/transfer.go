@@ -124,7 +124,7 @@ what an interrupted pull has fetched is used by the next one.`,
   berth pull -a registry.example/app
   berth pull --creds me --authfile ./auth.json registry.example/private:1`,
 		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: names(s, 0),
+		ValidArgsFunction: Names(s, 0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return do(cmd.Context(), s, flags.configure, func(ctx context.Context, service *images.Service) error {
 				r, err := flags.request(s)
@@ -283,7 +283,7 @@ best, or --platform.`,
 		Example: `  berth image tag app:1 registry.example/app:1 && berth push registry.example/app:1
   berth push -a --creds me registry.example/app`,
 		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: names(s, 0),
+		ValidArgsFunction: Names(s, 0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			access, err := a.access(s)
 			if err != nil {

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/containerd/v2/client"
 	"github.com/spf13/cobra"
 
 	"github.com/berthd/berth/plugin/runtime"
@@ -64,27 +63,4 @@ func (s *Session) complete(most int, list func(context.Context, *runtime.Service
 		})
 		return words, cobra.ShellCompDirectiveNoFileComp
 	}
-}
-
-// Images completes the image of a command that takes one, then files.
-func (s *Session) Images(cmd *cobra.Command, args []string, begin string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	if len(args) > 0 {
-		return nil, cobra.ShellCompDirectiveDefault
-	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), completionLimit)
-	defer cancel()
-	var names []cobra.Completion
-	err := s.Client(ctx, func(ctx context.Context, c *client.Client) error {
-		images, err := c.ImageService().List(ctx)
-		for _, image := range images {
-			if strings.HasPrefix(image.Name, begin) {
-				names = append(names, image.Name)
-			}
-		}
-		return err
-	})
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
 }
