@@ -29,7 +29,7 @@ done
 plain='^Test(StateTable|MissingProgram|CgroupStats|CgroupOOM|Update|DeathWhilePaused|KillAll|SharedPIDNamespace|TaskOfKilledShim|CtrTasks|DeleteVerb)$'
 pods='^TestPods$/^(berth|pauseless)$/^(life|stats|update|out_of_memory|sysctls|user_namespace|shared_processes)$'
 kubelet='^TestKubelet$/^berth_pauseless$'
-systemd='^Test(CgroupSystemd|CgroupOOM)$'
+systemd='^Test(CgroupSystemd|CgroupOOM|ImagePullScope)$'
 
 # machine RUN RUNTIME [VM FLAG...]
 machine() {
