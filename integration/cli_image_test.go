@@ -153,6 +153,7 @@ func TestCLIImagePull(t *testing.T) {
 		}
 		c.refuses(t, "none:1", "pull", "-q", address+"/berth/none:1")
 		c.refuses(t, "Upper", "pull", address+"/Upper")
+		c.refuses(t, "pull cgroup invalid", "pull", "--cgroup", "foo", ref)
 		if r := c.try(t, "pull", "-q", ref, address+"/berth/none:1"); r.code != 125 || r.out != want {
 			t.Errorf("one of two: %+v", r)
 		}
@@ -508,8 +509,19 @@ func TestCLIImageUnreachable(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(r.Close)
+		ref := r.Address + "/berth/app:1"
+		img, err := image.Noise(1, 1<<20)(ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Push(t.Context(), ref, img.Manifest(), img); err != nil {
+			t.Fatal(err)
+		}
+		remove := r.Inject(registries.Fault{Path: "/blobs/", Do: registries.StallAfter(1 << 10)})
+		c.refuses(t, "no progress", "pull", "-q", "--timeout", "1", ref)
+		remove()
 		t.Cleanup(r.Inject(registries.Fault{Do: registries.Answer(http.StatusForbidden, "DENIED")}))
-		c.refuses(t, r.Address, "pull", "-q", r.Address+"/berth/app:1")
+		c.refuses(t, r.Address, "pull", "-q", ref)
 	})
 }
 
