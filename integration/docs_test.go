@@ -49,7 +49,7 @@ func TestKubeletDocument(t *testing.T) {
 }
 
 // documentedNode is a containerd that imports documented files, which are where
-// the guide says. Its own configuration adds only what makes it a private one.
+// the guide says.
 func documentedNode(t *testing.T, files []string, pause bool) *node {
 	t.Helper()
 	blocks := documented(t, kubeletDoc)
@@ -69,11 +69,18 @@ func documentedNode(t *testing.T, files []string, pause bool) *node {
 		}
 		write(t, file, text)
 	}
+	return importingNode(t, files[0], pause, nil)
+}
+
+// importingNode is a containerd whose own configuration imports a file and adds only
+// what makes it a private one. Programs in the folders of path come first.
+func importingNode(t *testing.T, file string, pause bool, path []string) *node {
+	t.Helper()
 	conf, err := host.Network()
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := host.Run(t, host.Options{CRI: true, Images: []string{}, TOML: `
+	d := host.Run(t, host.Options{CRI: true, Images: []string{}, Path: path, TOML: `
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = '` + host.Pause + `'
 [plugins.'io.containerd.cri.v1.runtime']
@@ -90,7 +97,7 @@ func documentedNode(t *testing.T, files []string, pause bool) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, d.Dir+"/config.toml", "imports = ['"+files[0]+"']\n"+string(text))
+	write(t, d.Dir+"/config.toml", "imports = ['"+file+"']\n"+string(text))
 	if err := d.Start(); err != nil {
 		t.Fatal(err)
 	}

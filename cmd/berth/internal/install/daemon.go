@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -184,9 +185,7 @@ func (d *daemon) dump(ctx context.Context, docs []document) (map[string]any, err
 	}
 	for i, doc := range docs {
 		tables := map[string]any{}
-		for key, value := range doc.tables {
-			tables[key] = value
-		}
+		maps.Copy(tables, doc.tables)
 		delete(tables, "imports")
 		if i == 0 {
 			names[0] = main
@@ -212,7 +211,7 @@ func (d *daemon) dump(ctx context.Context, docs []document) (map[string]any, err
 	return dumped, nil
 }
 
-// plan of a table in a configuration: keys from the outside in.
+// key is a place in a configuration: names of tables from the outside in.
 type key []string
 
 // Places in containerd's configuration of version 3 and 4.
