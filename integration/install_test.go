@@ -238,6 +238,10 @@ func TestInstallProxy(t *testing.T) {
 	b := &berthd{dir: shortDir(t), program: m.root + hostBin + "/berthd", config: m.root + "/etc/berth/berth.toml"}
 	b.start(t)
 	n := importingNode(t, m.root+hostConfig, false, []string{m.root + hostBin})
+	// The kubelet's pulls unpack as this does.
+	if err := quietly(n.Ctr("-n", criNamespace, "images", "import", "--snapshotter", "berth", host.Deps("images/web.tar"))); err != nil {
+		t.Error(err)
+	}
 	pod := func(t *testing.T, n *node) {
 		startIn(t, n, n.podOf(t, "berth"), idle("a"))
 		if got, err := n.Ctr("-n", criNamespace, "snapshots", "--snapshotter", "berth", "ls").CombinedOutput(); err != nil || !strings.Contains(string(got), "Active") {

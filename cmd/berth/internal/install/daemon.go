@@ -220,6 +220,7 @@ var (
 	defaultKey    = key{"plugins", "io.containerd.cri.v1.runtime", "containerd", "default_runtime_name"}
 	verifiersKey  = key{"plugins", "io.containerd.image-verifier.v1.bindir", "bin_dir"}
 	proxiesKey    = key{"proxy_plugins"}
+	unpackKey     = key{"plugins", "io.containerd.transfer.v1.local", "unpack_config"}
 	compiledInKey = key{"plugins", "io.containerd.snapshotter.v1.berth"}
 	disabledKey   = key{"disabled_plugins"}
 	// olderRuntimesKey is where a file of version 2 has handlers.
@@ -288,6 +289,18 @@ func compare(before, after map[string]any, files []document, added []key) error 
 
 // lost returns the key of a value that is wanted and not there as it should be.
 func lost(want, got any) string {
+	if list, ok := want.([]any); ok {
+		there, _ := got.([]any)
+		for i, value := range list {
+			if i >= len(there) {
+				return fmt.Sprintf("[%d]", i)
+			}
+			if path := lost(value, there[i]); path != "" {
+				return fmt.Sprintf("[%d]%s", i, path)
+			}
+		}
+		return ""
+	}
 	table, ok := want.(map[string]any)
 	if !ok {
 		if reflect.DeepEqual(want, got) {

@@ -337,6 +337,7 @@ func TestCompare(t *testing.T) {
 		{"first of its table", "x=1", "x=1\n[a.b]\ny='z'", ""},
 		{"not taken", "x=1", "x=1\n[a.b]\nother=1", "containerd does not take a.b.y = z of /f"},
 		{"another value", "x=1", "x=1\n[a.b]\ny='q'", "containerd does not take a.b.y = z of /f"},
+		{"list", "x=1", "x=1\n[[a.b.l]]\nm=1\nn=2", "containerd does not take a.b.y"},
 		{"changed", "[a]\nx=1", "[a]\nx=2\n[a.b]\ny='z'", "containerd's a.x would change"},
 		{"lost", "[a]\nx=1\n[c]\nd=1", "[a]\nx=1\n[a.b]\ny='z'", "containerd's c would change"},
 		{"new", "[a]\nx=1", "n=1\n[a]\nx=1\n[a.b]\ny='z'", "containerd's n would change"},
@@ -367,5 +368,30 @@ func TestRecordOfOthers(t *testing.T) {
 		if _, err := root.load(); !class(err) || !strings.Contains(err.Error(), root.at(recordPath)) {
 			t.Errorf("%s: %v", text, err)
 		}
+	}
+}
+
+// Lists of what is unpacked replace each other, so ours repeats the one before.
+func TestUnpacking(t *testing.T) {
+	section := tables(t, "[proxy_plugins.berth]\nplatform = 'linux/amd64'")
+	for _, c := range []struct{ name, before, want string }{
+		{"by default", "", "linux/amd64 overlayfs, linux(+erofs)/amd64 erofs, linux/amd64 berth"},
+		{"of somebody", "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nplatform = 'p'\nsnapshotter = 's'", "p s, linux/amd64 berth"},
+	} {
+		text, err := unpacking(tables(t, c.before), section)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		list, _ := unpackKey.of(tables(t, text)).([]any)
+		for _, each := range list {
+			got = append(got, key{"platform"}.text(each.(map[string]any))+" "+key{"snapshotter"}.text(each.(map[string]any)))
+		}
+		if strings.Join(got, ", ") != c.want {
+			t.Errorf("%s: %v, want %s", c.name, got, c.want)
+		}
+	}
+	if text, err := unpacking(nil, tables(t, "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nplatform = 'p'")); text != "" || err != nil {
+		t.Errorf("a section with a list: %q, %v", text, err)
 	}
 }

@@ -299,8 +299,37 @@ func (p *planner) proxy(ctx context.Context, before map[string]any, folder strin
 	if !p.tree.isHost() {
 		p.notes = append(p.notes, "the snapshotter's capabilities are those of this machine's kernel: see `berthd config proxy` on the host itself")
 	}
-	p.dropIn(folder, proxyFile, string(section))
+	unpack, err := unpacking(before, tables)
+	if err != nil {
+		return err
+	}
+	p.dropIn(folder, proxyFile, string(section)+unpack)
 	return nil
+}
+
+// unpacking has containerd's transfer service, which pulls for the kubelet, unpack into
+// the snapshotter, and into what it did before: a list replaces the one before it.
+func unpacking(before, section map[string]any) (string, error) {
+	if unpackKey.of(section) != nil {
+		return "", nil
+	}
+	platform := proxiesKey.with("berth", "platform").text(section)
+	list, ok := unpackKey.of(before).([]any)
+	if !ok { // containerd's own, which it does not say
+		system, architecture, _ := strings.Cut(platform, "/")
+		list = []any{
+			map[string]any{"platform": platform, "snapshotter": "overlayfs", "differ": "walking"},
+			map[string]any{"platform": system + "(+erofs)/" + architecture, "snapshotter": "erofs", "differ": "erofs", "optional": true},
+		}
+	}
+	// A differ of the same kind for layers of the usual types.
+	list = append(slices.Clone(list), map[string]any{"platform": platform, "snapshotter": "berth", "differ": "walking"})
+	text, err := toml.Marshal(map[string]any{"unpack_config": list})
+	if err != nil {
+		return "", err
+	}
+	table := fmt.Sprintf("[[plugins.'%s'.unpack_config]]", unpackKey[1])
+	return "\n" + strings.ReplaceAll(string(text), "[[unpack_config]]", table), nil
 }
 
 func (p *planner) dropIn(folder, name, text string) {
@@ -424,5 +453,5 @@ func (p *planner) check(ctx context.Context, before map[string]any) error {
 	if err != nil {
 		return fmt.Errorf("the configuration with berth's files: %w", err)
 	}
-	return compare(before, after, ours, []key{runtimesKey.with(p.request.Handler), proxiesKey.with("berth")})
+	return compare(before, after, ours, []key{runtimesKey.with(p.request.Handler), proxiesKey.with("berth"), unpackKey})
 }
