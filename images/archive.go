@@ -36,9 +36,9 @@ func (s *Service) Import(ctx context.Context, r ImportRequest) (Loaded, error) {
 
 func (s *Service) archiver() *archive.Archiver {
 	return archive.New(archive.Config{
-		Client:      s.client,
-		Store:       s.store,
-		Snapshotter: s.config.Snapshotter,
-		Now:         s.config.Now,
+		Client:   s.client,
+		Store:    s.store,
+		Unpacker: s.unpacker,
+		Now:      s.config.Now,
 	})
 }

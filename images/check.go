@@ -5,9 +5,7 @@ package images
 import (
 	"context"
 
-	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/platforms"
 
 	"github.com/berthd/berth/images/check"
 	"github.com/berthd/berth/images/manifest"
@@ -59,7 +57,13 @@ func (s *Service) checker() *check.Checker {
 }
 
 // unpack unpacks a variant whose blobs are here.
-func (s *Service) unpack(ctx context.Context, m *manifest.Manifest) error {
-	img := client.NewImageWithPlatform(s.client, m.Record(images.Image{Name: m.Descriptor().Digest.String()}), platforms.All)
-	return img.Unpack(ctx, s.config.Snapshotter)
+func (s *Service) unpack(ctx context.Context, m *manifest.Manifest) (err error) {
+	layers := s.layers()
+	ctx, done, err := layers.Lease(ctx)
+	if err != nil {
+		return err
+	}
+	defer done(&err)
+	_, err = layers.Unpack(ctx, m)
+	return err
 }

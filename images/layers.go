@@ -132,10 +132,10 @@ func (s *Service) Cleanup(ctx context.Context) error { return s.layers().Sweep(c
 
 func (s *Service) layers() *layer.Layers {
 	return layer.New(layer.Config{
-		Client:      s.client,
-		Namespace:   s.config.Namespace,
-		Snapshotter: s.config.Snapshotter,
-		Mounts:      s.mounts(),
+		Client:    s.client,
+		Namespace: s.config.Namespace,
+		Unpacker:  s.unpacker,
+		Mounts:    s.mounts(),
 	})
 }
 

@@ -208,9 +208,9 @@ func (s *Service) PullMetrics() pull.Metrics { return s.puller.Metrics() }
 func (s *Service) transfers() {
 	s.downloads, s.uploads = transfer.NewLimiter(s.config.MaxDownloads), transfer.NewLimiter(s.config.MaxUploads)
 	s.puller = pull.New(pull.Config{
-		Client: s.client, Namespace: s.config.Namespace, Snapshotter: s.config.Snapshotter,
+		Client: s.client, Namespace: s.config.Namespace, Unpacker: s.unpacker,
 		Records: s.store, Registry: s.registry, Policy: s.config.Policy, Platform: s.config.Platform,
-		Keys: s.config.DecryptionKeys, Downloads: s.downloads, MaxUnpacked: s.config.MaxUnpacked,
+		Keys: s.config.DecryptionKeys, Downloads: s.downloads,
 		Isolate: s.isolate(), Now: s.config.Now,
 	})
 	s.pusher = s.newPusher()

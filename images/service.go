@@ -25,6 +25,7 @@ import (
 	"github.com/berthd/berth/images/removal"
 	"github.com/berthd/berth/images/store"
 	"github.com/berthd/berth/images/transfer"
+	"github.com/berthd/berth/images/unpack"
 )
 
 // Config says what a Service works on. Client and Namespace are required; the zero
@@ -58,7 +59,7 @@ type Config struct {
 	// DefaultMaxUploads. UpdateConfig changes them.
 	MaxDownloads, MaxUploads int
 	// MaxUnpacked is what the layers of an image may unpack to together, in bytes; 0
-	// is pull.DefaultMaxUnpacked.
+	// is unpack.DefaultMax. Whoever unpacks is bound by it: see unpack.Config.
 	MaxUnpacked int64
 	// PullCommand is a program with its arguments that makes the same service and
 	// calls its ServePull: for pulls in a cgroup of their own. Without it there are
@@ -139,6 +140,7 @@ type Service struct {
 	pins     atomic.Pointer[pin.Patterns]
 	remover  *removal.Remover
 	lister   *listing.Lister
+	unpacker *unpack.Unpacker
 	pulling  marks // names that a pull is at work on
 
 	downloads, uploads *transfer.Limiter
@@ -162,6 +164,7 @@ func New(c Config) (*Service, error) {
 	}
 	s := &Service{config: c, client: c.Client, registry: c.Registry}
 	s.setPins(c.Pins)
+	s.unpacker = unpack.New(unpack.Config{Client: c.Client, Snapshotter: c.Snapshotter, Max: c.MaxUnpacked})
 	s.store = store.New(c.Client, store.Options{
 		Namespace: c.Namespace,
 		Platform:  c.Platform,

@@ -28,6 +28,7 @@ import (
 
 	"github.com/berthd/berth/images/manifest"
 	"github.com/berthd/berth/images/store"
+	"github.com/berthd/berth/images/unpack"
 )
 
 // Config says what an Archiver works on. All but Now is required.
@@ -36,8 +37,8 @@ type Config struct {
 	Client *client.Client
 	// Store has the records, the namespace, and the host's platform.
 	Store *store.Store
-	// Snapshotter unpacks what is loaded and imported.
-	Snapshotter string
+	// Unpacker unpacks what is loaded and imported.
+	Unpacker *unpack.Unpacker
 	// Now is the time of imported images; nil is time.Now.
 	Now func() time.Time
 }
@@ -78,6 +79,7 @@ const cleanupTimeout = 30 * time.Second
 type lease struct {
 	leases.Lease
 	manager leases.Manager
+	wasted  bool // something was unpacked that nothing will keep
 }
 
 // lease makes a lease and returns ctx with it, in the store's namespace.
@@ -88,16 +90,17 @@ func (a *Archiver) lease(ctx context.Context, purpose string) (context.Context, 
 	if err != nil {
 		return nil, nil, fmt.Errorf("lease to %s images: %w", purpose, err)
 	}
-	return leases.WithLease(ctx, made.ID), &lease{made, manager}, nil
+	return leases.WithLease(ctx, made.ID), &lease{Lease: made, manager: manager}, nil
 }
 
 // end gives up the lease. When the operation has failed, as *err tells, nothing that
-// it wrote is there any more once end returns, ingests included.
+// it wrote is there any more once end returns, ingests included; when it was wasted,
+// nothing that is not recorded.
 func (l *lease) end(ctx context.Context, err *error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
 	var opts []leases.DeleteOpt
-	if *err != nil {
+	if *err != nil || l.wasted {
 		opts = append(opts, leases.SynchronousDelete)
 	}
 	if gone := l.manager.Delete(ctx, l.Lease, opts...); gone != nil && !errdefs.IsNotFound(gone) {
@@ -126,17 +129,12 @@ func (a *Archiver) record(ctx context.Context, name string, target v1.Descriptor
 
 // unpack unpacks one manifest for its platform.
 func (a *Archiver) unpack(ctx context.Context, m *manifest.Manifest, record images.Image) error {
-	doc, err := m.Manifest(ctx)
-	if err != nil || len(doc.Layers) == 0 {
-		return err
-	}
 	platform, err := m.Platform(ctx)
 	if err != nil {
 		return err
 	}
-	img := client.NewImageWithPlatform(a.Client, m.Record(record), platforms.OnlyStrict(platform))
-	if err := img.Unpack(ctx, a.Snapshotter); err != nil {
-		return fmt.Errorf("unpack %s for %s: %w", record.Name, platforms.Format(platform), err)
+	if _, err := a.Unpacker.Unpack(ctx, m); err != nil {
+		return fmt.Errorf("%s for %s: %w", record.Name, platforms.Format(platform), err)
 	}
 	return nil
 }

@@ -82,7 +82,7 @@ func (a *Archiver) Import(ctx context.Context, r ImportRequest) (_ Loaded, err e
 	if err == nil {
 		err = a.unpack(ctx, m, one.Image)
 	}
-	one.Unpack = err
+	one.Unpack, lease.wasted = err, err != nil
 	a.told(ctx, store.ActionImport, one)
 	return one, nil
 }

@@ -77,6 +77,7 @@ func (a *Archiver) Load(ctx context.Context, r LoadRequest) (loaded []Loaded, er
 	}
 	for i := range loaded {
 		loaded[i].Unpack = a.unpackFor(ctx, loaded[i].Image, r.Platforms)
+		lease.wasted = lease.wasted || loaded[i].Unpack != nil
 		a.told(ctx, store.ActionLoad, loaded[i])
 	}
 	return loaded, nil

@@ -26,6 +26,7 @@ import (
 
 	"github.com/berthd/berth/images/archive"
 	"github.com/berthd/berth/images/store"
+	"github.com/berthd/berth/images/unpack"
 	"github.com/berthd/berth/integration/host"
 	"github.com/berthd/berth/integration/image"
 )
@@ -515,9 +516,9 @@ func TestLoadWhileKilled(t *testing.T) {
 	}
 	defer own.Close()
 	a := archive.New(archive.Config{
-		Client:      own,
-		Store:       store.New(own, store.Options{Namespace: "killed"}),
-		Snapshotter: snapshotter,
+		Client:   own,
+		Store:    store.New(own, store.Options{Namespace: "killed"}),
+		Unpacker: unpack.New(unpack.Config{Client: own, Snapshotter: snapshotter}),
 	})
 	stream := packed(t, build(t, image.Noise(1, 20<<20), "berth.test/noise:1"))
 	kill := func() {

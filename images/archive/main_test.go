@@ -26,6 +26,7 @@ import (
 
 	"github.com/berthd/berth/images/archive"
 	"github.com/berthd/berth/images/store"
+	"github.com/berthd/berth/images/unpack"
 	"github.com/berthd/berth/integration/host"
 	"github.com/berthd/berth/integration/image"
 )
@@ -84,10 +85,10 @@ func openIn(t testing.TB, d *host.Daemon, namespace string) *rig {
 	r := &rig{d: d}
 	r.store = store.New(d.Client(), store.Options{Namespace: namespace, Events: r.hear})
 	r.Archiver = archive.New(archive.Config{
-		Client:      d.Client(),
-		Store:       r.store,
-		Snapshotter: snapshotter,
-		Now:         func() time.Time { return time.Unix(1700000000, 0) },
+		Client:   d.Client(),
+		Store:    r.store,
+		Unpacker: unpack.New(unpack.Config{Client: d.Client(), Snapshotter: snapshotter}),
+		Now:      func() time.Time { return time.Unix(1700000000, 0) },
 	})
 	t.Cleanup(func() {
 		if t.Failed() {

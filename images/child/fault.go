@@ -12,6 +12,7 @@ import (
 	"github.com/berthd/berth/images/policy"
 	"github.com/berthd/berth/images/pull"
 	"github.com/berthd/berth/images/registry"
+	"github.com/berthd/berth/images/unpack"
 )
 
 // faults are the kinds of errors that callers tell apart, in the order in which they
@@ -25,7 +26,7 @@ var faults = []struct {
 	{"unavailable", registry.ErrUnavailable},
 	{"stalled", pull.ErrStalled},
 	{"corrupt", pull.ErrCorrupt},
-	{"large", pull.ErrTooLarge},
+	{"large", unpack.ErrTooLarge},
 	{"encrypted", decryption.ErrUndecryptable},
 	{"not-found", errdefs.ErrNotFound},
 	{"unauthenticated", errdefs.ErrUnauthenticated},

@@ -177,10 +177,6 @@ func (m *Maker) unpack(ctx context.Context, b base, a addition) error {
 	if a.empty() {
 		return nil
 	}
-	applied := rootfs.Layer{Diff: v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: a.diffID}, Blob: a.blob}
-	sn := m.Client.SnapshotService(m.Layers.Snapshotter())
-	if _, err := rootfs.ApplyLayer(ctx, applied, b.image.RootFS.DiffIDs, sn, m.Client.DiffService()); err != nil {
-		return fmt.Errorf("unpack layer %s: %w", a.blob.Digest, err)
-	}
-	return nil
+	added := rootfs.Layer{Diff: v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: a.diffID}, Blob: a.blob}
+	return m.Layers.Add(ctx, added, b.image.RootFS.DiffIDs)
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/berthd/berth/images/layer"
 	"github.com/berthd/berth/images/mount"
 	"github.com/berthd/berth/images/store"
+	"github.com/berthd/berth/images/unpack"
 	"github.com/berthd/berth/integration/host"
 )
 
@@ -93,8 +94,9 @@ func newRig(t *testing.T) *rig {
 		d.Settle(t, before)
 	})
 	r.layers = layer.New(layer.Config{
-		Client: d.Client(), Namespace: d.Namespace, Snapshotter: "overlayfs",
-		Mounts: mount.New(d.Dir+"/mounts", d.Client().MountManager()),
+		Client: d.Client(), Namespace: d.Namespace,
+		Unpacker: unpack.New(unpack.Config{Client: d.Client(), Snapshotter: "overlayfs"}),
+		Mounts:   mount.New(d.Dir+"/mounts", d.Client().MountManager()),
 	})
 	r.Maker = commit.New(commit.Config{
 		Client: d.Client(), Layers: r.layers, Platform: platforms.Default(), Now: time.Now,

@@ -23,6 +23,7 @@ import (
 
 	"github.com/berthd/berth/images/idmap"
 	"github.com/berthd/berth/images/mount"
+	"github.com/berthd/berth/images/unpack"
 )
 
 // Labels of the snapshot that a container writes to, and of its lease.
@@ -40,10 +41,10 @@ const leaseTime = 24 * time.Hour
 
 // Config says what Layers work on. Everything is required.
 type Config struct {
-	Client      *client.Client // stays the caller's
-	Namespace   string         // containerd's
-	Snapshotter string
-	Mounts      *mount.Mounts // of this namespace alone
+	Client    *client.Client // stays the caller's
+	Namespace string         // containerd's
+	Unpacker  *unpack.Unpacker
+	Mounts    *mount.Mounts // of this namespace alone
 }
 
 // Layers are the snapshots of one snapshotter in one namespace. Each method puts the
@@ -59,14 +60,14 @@ type Layers struct {
 func New(c Config) *Layers { return &Layers{config: c, client: c.Client, mounts: c.Mounts} }
 
 // Snapshotter is the name of the snapshotter that holds the layers.
-func (l *Layers) Snapshotter() string { return l.config.Snapshotter }
+func (l *Layers) Snapshotter() string { return l.config.Unpacker.Snapshotter }
 
 func (l *Layers) context(ctx context.Context) context.Context {
 	return namespaces.WithNamespace(ctx, l.config.Namespace)
 }
 
 func (l *Layers) snapshots() snapshots.Snapshotter {
-	return l.client.SnapshotService(l.config.Snapshotter)
+	return l.client.SnapshotService(l.Snapshotter())
 }
 
 // Layer is what one container writes to. It outlives the process; see Layers.Layer.
@@ -107,7 +108,7 @@ func (y *Layer) Unmount(ctx context.Context) error { return y.layers.Unmount(ctx
 
 // Metadata describes the layer by the snapshotter's names.
 func (y *Layer) Metadata() map[string]string {
-	return map[string]string{"ID": y.ID, "Snapshotter": y.layers.config.Snapshotter, "Parent": y.Parent}
+	return map[string]string{"ID": y.ID, "Snapshotter": y.layers.Snapshotter(), "Parent": y.Parent}
 }
 
 // Release unmounts a layer, removes it and ends its lease, so that what nobody else
@@ -256,7 +257,7 @@ func (l *Layers) locate(ctx context.Context, id string) (Rootfs, error) {
 		if _, err := l.Layer(ctx, id); err != nil {
 			return Rootfs{}, err
 		}
-		return Rootfs{Snapshotter: l.config.Snapshotter, Key: id}, nil
+		return Rootfs{Snapshotter: l.Snapshotter(), Key: id}, nil
 	case err != nil:
 		return Rootfs{}, fmt.Errorf("container %s: %w", id, err)
 	case record.SnapshotKey == "":

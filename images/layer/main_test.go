@@ -16,6 +16,7 @@ import (
 	"github.com/berthd/berth/images/layer"
 	"github.com/berthd/berth/images/manifest"
 	"github.com/berthd/berth/images/mount"
+	"github.com/berthd/berth/images/unpack"
 	"github.com/berthd/berth/integration/host"
 	"github.com/berthd/berth/integration/image"
 )
@@ -79,8 +80,9 @@ func newRig(t *testing.T, snapshotter string) *rig {
 // open is what another process would do.
 func (r *rig) open(snapshotter string) *layer.Layers {
 	return layer.New(layer.Config{
-		Client: r.Client(), Namespace: r.Namespace, Snapshotter: snapshotter,
-		Mounts: mount.New(r.Dir+"/mounts", r.Client().MountManager()),
+		Client: r.Client(), Namespace: r.Namespace,
+		Unpacker: unpack.New(unpack.Config{Client: r.Client(), Snapshotter: snapshotter}),
+		Mounts:   mount.New(r.Dir+"/mounts", r.Client().MountManager()),
 	})
 }
 

@@ -189,15 +189,15 @@ func (p *preparation) initialize(ctx context.Context, base string, change func(r
 // containers of the same image and map share.
 func (p *preparation) remap(ctx context.Context, base string) (string, error) {
 	l, ids := p.layers, p.request.IDs
-	capabilities, err := l.client.GetSnapshotterCapabilities(ctx, l.config.Snapshotter)
+	capabilities, err := l.client.GetSnapshotterCapabilities(ctx, l.Snapshotter())
 	if err != nil {
-		return "", fmt.Errorf("capabilities of snapshotter %s: %w", l.config.Snapshotter, err)
+		return "", fmt.Errorf("capabilities of snapshotter %s: %w", l.Snapshotter(), err)
 	}
 	if slices.Contains(capabilities, capabilityRemap) {
 		return base, nil
 	}
 	name := "berth-remap-" + remapped(base, ids)
-	if err := l.protect(ctx, name); err != nil {
+	if err := l.config.Unpacker.Hold(ctx, name); err != nil {
 		return "", err
 	}
 	_, err = l.snapshots().Stat(ctx, name)

@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/berthd/berth/images/pull"
+	"github.com/berthd/berth/images/unpack"
 	"github.com/berthd/berth/integration/image"
 	"github.com/berthd/berth/integration/registry"
 )
@@ -205,17 +206,17 @@ func TestHostileLayers(t *testing.T) {
 // A bomb is stopped when it has taken what is allowed, and not much more.
 func TestBomb(t *testing.T) {
 	const limit = 64 << 20
-	r := open(t, func(c *pull.Config) { c.MaxUnpacked = limit })
+	r := open(t, func(c *pull.Config) { c.Unpacker.Max = limit })
 	ref, _ := r.push(t, "bomb:1", image.Bomb(10<<30))
 	_, err := r.Pull(r.context(t), pull.Request{Reference: ref}, nil)
-	if !errors.Is(err, pull.ErrTooLarge) || !errdefs.IsResourceExhausted(err) {
+	if !errors.Is(err, unpack.ErrTooLarge) || !errdefs.IsResourceExhausted(err) {
 		t.Errorf("error %v, want ErrTooLarge", err)
 	}
 	r.clean(t)
 
 	// Many layers that are within the limit each are not together.
 	ref, _ = r.push(t, "many:1", image.Noise(3, limit/2-1<<20))
-	if _, err := r.Pull(r.context(t), pull.Request{Reference: ref}, nil); !errors.Is(err, pull.ErrTooLarge) {
+	if _, err := r.Pull(r.context(t), pull.Request{Reference: ref}, nil); !errors.Is(err, unpack.ErrTooLarge) {
 		t.Errorf("three layers: %v, want ErrTooLarge", err)
 	}
 	r.clean(t)

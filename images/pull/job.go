@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"sync"
 	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -16,7 +15,6 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
 
@@ -25,6 +23,7 @@ import (
 	"github.com/berthd/berth/images/policy"
 	"github.com/berthd/berth/images/registry"
 	"github.com/berthd/berth/images/transfer"
+	"github.com/berthd/berth/images/unpack"
 )
 
 // job is one pull: what a registry has said, and how far it is.
@@ -41,10 +40,6 @@ type job struct {
 	turns    *semaphore.Weighted
 	result   Result
 
-	mu      sync.Mutex            // guards what is below
-	first   error                 // what went wrong first: the rest comes of it
-	bottoms map[digest.Digest]int // how often a layer occurs, of those that are somewhere the lowest
-
 	legacy  atomic.Bool // a configuration has the media type of an old Docker's
 	skipped atomic.Int64
 }
@@ -59,8 +54,7 @@ func (p *Puller) prepare(ctx context.Context, r Request, table *transfer.Table) 
 	j := &job{
 		Puller: p, request: r, table: table,
 		content: p.config.Client.ContentStore(), platform: p.config.Platform,
-		turns:   p.config.Downloads.Share(),
-		bottoms: map[digest.Digest]int{},
+		turns: p.config.Downloads.Share(),
 	}
 	dir := p.config.Keys
 	if r.Keys != "" {
@@ -147,6 +141,25 @@ func (j *job) pull(ctx context.Context) (err error) {
 	return j.record(ctx)
 }
 
+// unpack fetches the image and has it unpacked meanwhile.
+func (j *job) unpack(ctx context.Context) error {
+	err := j.config.Unpacker.Run(ctx, unpack.Job{
+		Target: j.result.Target, Content: j.content, Handler: j.handler(),
+		Name: j.request.Reference.Text(), Options: j.keys.ApplyOpts, Tell: j.table.Set,
+	})
+	if err != nil {
+		return err
+	}
+	// What needed no unpacking is complete.
+	for _, part := range j.table.Parts() {
+		if part.Status == transfer.Downloaded || part.Status == transfer.Extracting {
+			part.Status = transfer.Complete
+			j.table.Put(part)
+		}
+	}
+	return nil
+}
+
 // record makes the name stand for the image.
 func (j *job) record(ctx context.Context) error {
 	best, err := manifest.Best(ctx, j.content, j.result.Target, j.platform)
@@ -170,14 +183,7 @@ func (j *job) handler() images.Handler {
 	children := images.ChildrenHandler(j.content)
 	children = images.SetChildrenLabels(j.content, children)
 	children = j.choose(children)
-	all := images.Handlers(images.HandlerFunc(j.fetch), images.HandlerFunc(j.inspect), children, images.HandlerFunc(j.source))
-	return images.HandlerFunc(func(ctx context.Context, desc v1.Descriptor) ([]v1.Descriptor, error) {
-		children, err := all(ctx, desc)
-		if err != nil {
-			return nil, j.failed(err)
-		}
-		return children, nil
-	})
+	return images.Handlers(images.HandlerFunc(j.fetch), images.HandlerFunc(j.inspect), children, images.HandlerFunc(j.source))
 }
 
 // choose leaves of an index the one manifest that suits the platform best.
@@ -188,21 +194,8 @@ func (j *job) choose(children images.HandlerFunc) images.HandlerFunc {
 		if images.IsIndexType(desc.MediaType) && (errdefs.IsNotFound(err) || err == nil && len(chosen) == 0) {
 			return nil, j.missing()
 		}
-		if err == nil && images.IsManifestType(desc.MediaType) {
-			j.noteBottom(chosen)
-		}
 		return chosen, err
 	}
-}
-
-// failed notes an error if it is the first, and returns it.
-func (j *job) failed(err error) error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.first == nil {
-		j.first = err
-	}
-	return err
 }
 
 // missing is the error of an image that has nothing for the platform.
@@ -235,28 +228,4 @@ func (j *job) inspect(ctx context.Context, desc v1.Descriptor) ([]v1.Descriptor,
 
 func (j *job) source(ctx context.Context, desc v1.Descriptor) ([]v1.Descriptor, error) {
 	return nil, transfer.AddSource(ctx, j.content, desc.Digest, j.request.Reference)
-}
-
-// noteBottom notes the lowest layer of an image: below it there is nothing to lean
-// on.
-func (j *job) noteBottom(children []v1.Descriptor) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	var lowest digest.Digest
-	for _, c := range children {
-		switch {
-		case !images.IsLayerType(c.MediaType):
-		case lowest == "":
-			lowest = c.Digest
-			j.bottoms[lowest] = 1
-		case c.Digest == lowest:
-			j.bottoms[lowest]++
-		}
-	}
-}
-
-func (j *job) isBottom(d digest.Digest) bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.bottoms[d] == 1
 }

@@ -89,7 +89,7 @@ func (r *rig) mounted(t *testing.T, config digest.Digest, f func(root string)) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sn := r.d.Client().SnapshotService(r.config.Snapshotter)
+	sn := r.d.Client().SnapshotService(r.config.Unpacker.Snapshotter)
 	mounts, err := sn.View(ctx, t.Name(), identity.ChainID(ids).String())
 	if err != nil {
 		t.Fatal(err)
@@ -123,7 +123,7 @@ address = %q
 [proxy_plugins.lazy.exports]
 enable_remote_snapshot_annotations = "true"
 `, socket)})
-	r := openOn(t, d, func(c *pull.Config) { c.Snapshotter = "lazy" })
+	r := openOn(t, d, func(c *pull.Config) { c.Unpacker.Snapshotter = "lazy" })
 	ref, img := r.push(t, "lazy:1", image.Noise(3, 1<<16))
 	lazy.from = img
 	result, err := r.Pull(r.context(t), pull.Request{Reference: ref}, nil)

@@ -27,6 +27,7 @@ import (
 	berthregistry "github.com/berthd/berth/images/registry"
 	"github.com/berthd/berth/images/store"
 	"github.com/berthd/berth/images/transfer"
+	"github.com/berthd/berth/images/unpack"
 	"github.com/berthd/berth/integration/host"
 	"github.com/berthd/berth/integration/image"
 	"github.com/berthd/berth/integration/registry"
@@ -111,6 +112,7 @@ func openOn(t testing.TB, d *host.Daemon, change func(*pull.Config)) *rig {
 // renew replaces the Puller: what it remembers is gone.
 func (r *rig) renew() {
 	r.config.Client = r.d.Client()
+	r.config.Unpacker.Client = r.config.Client
 	r.records = store.New(r.config.Client, store.Options{Namespace: r.config.Namespace})
 	r.config.Records = r.records
 	r.Puller = pull.New(r.config)
@@ -124,7 +126,8 @@ func settings(c *client.Client, namespace, dir string) (pull.Config, error) {
 		AuthFile: filepath.Join(dir, "auth.json"),
 	})
 	return pull.Config{
-		Client: c, Namespace: namespace, Snapshotter: "overlayfs",
+		Client: c, Namespace: namespace,
+		Unpacker:  unpack.New(unpack.Config{Client: c, Snapshotter: "overlayfs"}),
 		Records:   store.New(c, store.Options{Namespace: namespace}),
 		Registry:  registries,
 		Policy:    policy.Config{Path: filepath.Join(dir, "policy.json")},
@@ -247,7 +250,7 @@ func (r *rig) left(t testing.TB) (left []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = c.SnapshotService(r.config.Snapshotter).Walk(ctx, func(_ context.Context, i snapshots.Info) error {
+	err = c.SnapshotService(r.config.Unpacker.Snapshotter).Walk(ctx, func(_ context.Context, i snapshots.Info) error {
 		left = append(left, "snapshot "+i.Name)
 		return nil
 	})

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package pull brings images from registries into containerd's stores: it holds
-// them against the signature policy, fetches what is missing, unpacks layers as
+// them against the signature policy, fetches what is missing, has layers unpacked as
 // they arrive, and records the name in the end. It refuses to choose among names,
 // and to know how registries are reached and what becomes of an image that has lost
 // its name: see packages registry and store.
@@ -27,11 +27,8 @@ import (
 	"github.com/berthd/berth/images/reference"
 	"github.com/berthd/berth/images/registry"
 	"github.com/berthd/berth/images/transfer"
+	"github.com/berthd/berth/images/unpack"
 )
-
-// DefaultMaxUnpacked is what an image may unpack to unless the configuration says:
-// far more than images have, and less than a disk.
-const DefaultMaxUnpacked = 128 << 30
 
 // Registry reaches registries.
 type Registry interface {
@@ -53,23 +50,18 @@ type Records interface {
 // Config says what a Puller works with. All of it is required, but for what has a
 // default.
 type Config struct {
-	Client      *client.Client
-	Namespace   string
-	Snapshotter string
-	Records     Records
-	Registry    Registry
-	Policy      policy.Config
-	Platform    platforms.MatchComparer
+	Client    *client.Client
+	Namespace string
+	Unpacker  *unpack.Unpacker
+	Records   Records
+	Registry  Registry
+	Policy    policy.Config
+	Platform  platforms.MatchComparer
 	// Keys is a directory of keys for encrypted layers, see decryption.Load. It is
 	// read at each pull.
 	Keys string
 	// Downloads bounds how many layers are fetched at a time, by all pulls.
 	Downloads *transfer.Limiter
-	// MaxUnpacked is what the layers of an image may take together when they are
-	// unpacked, in bytes; 0 is DefaultMaxUnpacked. Layers that are unpacked already do
-	// not count. It is looked at ten times a second, so that a layer may take as much
-	// more as containerd writes in this time.
-	MaxUnpacked int64
 	// Isolate does a pull for which a slice is given, in another process; nil: there
 	// is no such way. It tells the progress of blobs to the function.
 	Isolate func(context.Context, Request, func(transfer.Progress)) (Result, error)
@@ -145,9 +137,6 @@ type Puller struct {
 
 // New returns a Puller. It makes no request.
 func New(c Config) *Puller {
-	if c.MaxUnpacked == 0 {
-		c.MaxUnpacked = DefaultMaxUnpacked
-	}
 	return &Puller{
 		config:  c,
 		flights: map[key]*flight{},
@@ -164,7 +153,7 @@ func New(c Config) *Puller {
 //
 // tell is called with what has changed, every transfer.Interval, by the calling
 // goroutine; it may be nil. The classes of errors are those of the packages policy,
-// registry and decryption, and of this one.
+// registry, unpack and decryption, and of this one.
 func (p *Puller) Pull(ctx context.Context, r Request, tell func(transfer.Progress)) (Result, error) {
 	if err := r.validate(); err != nil {
 		return Result{}, fmt.Errorf("pull: %w", err)

@@ -406,13 +406,13 @@ func TestBadRequests(t *testing.T) {
 	if m := r.Metrics(); m.Failures["NotImplemented"] != 1 {
 		t.Errorf("failures %v", m.Failures)
 	}
-	r.config.Snapshotter = "none"
+	r.config.Unpacker.Snapshotter = "none"
 	r.renew()
 	_, err := r.Pull(r.context(t), pull.Request{Reference: ref}, nil)
 	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "snapshotter none") {
 		t.Errorf("without the snapshotter: %v", err)
 	}
-	r.config.Snapshotter = "overlayfs"
+	r.config.Unpacker.Snapshotter = "overlayfs"
 	r.clean(t)
 }
 

@@ -1,30 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package pull
+package unpack
 
 import (
 	"context"
 	"fmt"
-	"io/fs"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// ErrTooLarge says that an image unpacks to more than is allowed. Its class is
-// ErrResourceExhausted.
-var ErrTooLarge = errdefs.ErrResourceExhausted.WithMessage("image unpacks to more than is allowed")
-
-// guard is a snapshotter that bounds what the layers of one image take together. It
-// looks while they are unpacked: what they will take cannot be known before without
-// unpacking them, which is most of the work of a pull.
+// guard is a snapshotter, and what writes to it, that bounds what the layers of one
+// image take together. It looks while they are unpacked: what they will take cannot be
+// known before without unpacking them, which is most of the work of a pull.
 type guard struct {
 	snapshots.Snapshotter
+	applier diff.Applier
 
 	limit int64
 
@@ -33,8 +30,8 @@ type guard struct {
 	used map[string]int64  // bytes, by key
 }
 
-func newGuard(s snapshots.Snapshotter, limit int64) *guard {
-	return &guard{Snapshotter: s, limit: limit, keys: map[string]string{}, used: map[string]int64{}}
+func newGuard(s snapshots.Snapshotter, a diff.Applier, limit int64) *guard {
+	return &guard{Snapshotter: s, applier: a, limit: limit, keys: map[string]string{}, used: map[string]int64{}}
 }
 
 // Prepare implements snapshots.Snapshotter.
@@ -59,6 +56,16 @@ func (g *guard) Remove(ctx context.Context, key string) error {
 	defer g.mu.Unlock()
 	delete(g.used, key)
 	return nil
+}
+
+// Apply implements diff.Applier. Its error is ErrTooLarge when the limit is exceeded.
+func (g *guard) Apply(ctx context.Context, desc v1.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (v1.Descriptor, error) {
+	ctx, done := g.watch(ctx, mounts)
+	applied, err := g.applier.Apply(ctx, desc, mounts, opts...)
+	if over := done(); over != nil {
+		return v1.Descriptor{}, over
+	}
+	return applied, err
 }
 
 // How often a snapshot is looked at that is being written: at first soon, and so
@@ -104,9 +111,12 @@ func (g *guard) watch(ctx context.Context, mounts []mount.Mount) (_ context.Cont
 	}
 }
 
+// lookTime bounds the wait for an answer.
+const lookTime = 30 * time.Second
+
 // look asks what a snapshot takes. A snapshotter that cannot tell has no limit.
 func (g *guard) look(ctx context.Context, key string) error {
-	ctx, cancel := context.WithTimeout(ctx, cleanupTime)
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
 	usage, err := g.Usage(ctx, key)
 	if err != nil {
@@ -138,32 +148,4 @@ func place(mounts []mount.Mount) string {
 		}
 	}
 	return last.Source
-}
-
-// leans tells whether a layer that was unpacked apart from those below it needs
-// them: it has files in directories that it does not have itself. containerd makes
-// such a directory with the owner and the mode of the one below, which it cannot
-// see now. It also leaves it the time at which it was made, whereas a directory of
-// the layer has its own: by this one is told from the other. A layer that was
-// made in the future leans as well, to be on the safe side.
-func leans(mounts []mount.Mount, start time.Time) bool {
-	if kind := mounts[len(mounts)-1].Type; kind != "bind" && kind != "overlay" {
-		return false // the snapshotter does not have directories, or sees to it
-	}
-	root := place(mounts)
-	// Clocks of file systems go in ticks of up to 10 ms.
-	start = start.Add(-time.Second)
-	found := false
-	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || !entry.IsDir() || path == root {
-			return err
-		}
-		info, err := entry.Info()
-		if err == nil && info.ModTime().After(start) {
-			found = true
-			return fs.SkipAll
-		}
-		return err
-	})
-	return found || err != nil
 }
