@@ -6,11 +6,16 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -18,6 +23,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berthd/berth/images/archive"
+	"github.com/berthd/berth/images/unpack"
 	"github.com/berthd/berth/integration/image"
 )
 
@@ -255,4 +261,103 @@ func TestLoadKeepsToItself(t *testing.T) {
 	if err != nil || len(files) > 0 {
 		t.Errorf("%v, %v", files, err)
 	}
+}
+
+// A bomb is recorded and not unpacked: it takes what is allowed, and not much more.
+func TestBomb(t *testing.T) {
+	const limit, enough = 64 << 20, 1 << 30
+	bring := map[string]func(r *rig, t *testing.T) archive.Loaded{
+		"load":   func(r *rig, t *testing.T) archive.Loaded { return r.loadOne(t, image.Bomb(8<<30)) },
+		"layers": func(r *rig, t *testing.T) archive.Loaded { return r.loadOne(t, image.Noise(3, limit/2-1<<20)) },
+		"import": func(r *rig, t *testing.T) archive.Loaded {
+			one, err := r.Import(timeout(t), archive.ImportRequest{Root: zeros(t, 2<<30), Name: name(t, "berth.test/bomb:1")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return one
+		},
+	}
+	for kind, f := range bring {
+		t.Run(kind, func(t *testing.T) {
+			r := open(t)
+			r.Unpacker.Max = limit
+			var one archive.Loaded
+			peak := r.peak(t, func() { one = f(r, t) })
+			if !errors.Is(one.Unpack, unpack.ErrTooLarge) || !errdefs.IsResourceExhausted(one.Unpack) || !contains(one.Unpack, "berth.test/bomb:1") {
+				t.Errorf("%v, want ErrTooLarge", one.Unpack)
+			}
+			if peak == 0 || peak > enough {
+				t.Errorf("snapshots have taken %d bytes, want more than none and less than %d", peak, enough)
+			}
+			if n := r.snapshots(t); n > 0 {
+				t.Errorf("%d snapshots left", n)
+			}
+			r.wantNames(t, "berth.test/bomb:1")
+		})
+	}
+}
+
+func (r *rig) loadOne(t *testing.T, kind image.Builder) archive.Loaded {
+	t.Helper()
+	loaded, err := r.Load(timeout(t), archive.LoadRequest{Archive: bytes.NewReader(packed(t, build(t, kind, "berth.test/bomb:1")))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return loaded[0]
+}
+
+// zeros is a root with one file.
+func zeros(t *testing.T, size int64) io.Reader {
+	t.Helper()
+	var head bytes.Buffer
+	if err := tar.NewWriter(&head).WriteHeader(&tar.Header{Name: "zeros", Mode: 0o644, Size: size}); err != nil {
+		t.Fatal(err)
+	}
+	return io.MultiReader(&head, io.LimitReader(zero{}, size+1024))
+}
+
+type zero struct{}
+
+// Read implements io.Reader.
+func (zero) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+// peak is how many bytes the snapshots have taken at most while f ran.
+func (r *rig) peak(t *testing.T, f func()) (most int64) {
+	t.Helper()
+	done := make(chan struct{})
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+				most = max(most, taken(r.d.Dir+"/root/io.containerd.snapshotter.v1."+snapshotter))
+			}
+		}
+	}()
+	f()
+	close(done)
+	<-watched
+	return most
+}
+
+// taken is the size of what is below a folder, as far as it does not go away meanwhile.
+func taken(dir string) (sum int64) {
+	_ = filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return nil //nolint:nilerr // it has gone away
+		}
+		if info, err := entry.Info(); err == nil && info.Mode().IsRegular() {
+			sum += info.Size()
+		}
+		return nil
+	})
+	return sum
 }

@@ -169,16 +169,26 @@ func (l *Layers) drop(ctx context.Context, lease string, keys ...string) error {
 }
 
 // Lease returns ctx with a lease for the length of a call, and what ends it; if that
-// fails it adds to the call's error. A lease that is in ctx already is used as it is.
+// fails it adds to the call's error. What a failed call has made is gone then. A lease
+// that is in ctx already is used as it is.
 func (l *Layers) Lease(ctx context.Context) (context.Context, func(*error), error) {
-	ctx, done, err := l.client.WithLease(l.context(ctx), leases.WithRandomID(), leases.WithExpiration(leaseTime))
+	ctx = l.context(ctx)
+	if _, ok := leases.FromContext(ctx); ok {
+		return ctx, func(*error) {}, nil
+	}
+	manager := l.client.LeasesService()
+	lease, err := manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime))
 	if err != nil {
 		return nil, nil, fmt.Errorf("lease: %w", err)
 	}
-	return ctx, func(failed *error) {
+	return leases.WithLease(ctx, lease.ID), func(failed *error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 		defer cancel()
-		if err := done(ctx); err != nil && !errdefs.IsNotFound(err) {
+		var opts []leases.DeleteOpt
+		if *failed != nil {
+			opts = append(opts, leases.SynchronousDelete)
+		}
+		if err := manager.Delete(ctx, lease, opts...); err != nil && !errdefs.IsNotFound(err) {
 			*failed = errors.Join(*failed, fmt.Errorf("lease: %w", err))
 		}
 	}, nil

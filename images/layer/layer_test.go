@@ -20,12 +20,14 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/images/idmap"
 	"github.com/berthd/berth/images/layer"
 	"github.com/berthd/berth/images/mount"
+	"github.com/berthd/berth/images/unpack"
 	"github.com/berthd/berth/integration/host"
 	"github.com/berthd/berth/integration/image"
 )
@@ -45,7 +47,9 @@ func exists(path string) bool {
 func write(path, text string) error { return os.WriteFile(path, []byte(text), 0o644) }
 
 // stacked has two layers, the upper one changing the lower.
-func stacked(ref string) (*image.Image, error) {
+func stacked(ref string) (*image.Image, error) { return stackedWith(ref, v1.ImageConfig{}) }
+
+func stackedWith(ref string, config v1.ImageConfig) (*image.Image, error) {
 	var layers []image.Layer
 	for _, files := range [][]image.File{
 		{
@@ -63,7 +67,7 @@ func stacked(ref string) (*image.Image, error) {
 		}
 		layers = append(layers, l)
 	}
-	return image.Build(ref, image.Variant{Layers: layers})
+	return image.Build(ref, image.Variant{Layers: layers, Config: config})
 }
 
 func TestPrepare(t *testing.T) {
@@ -503,6 +507,57 @@ func TestUnpackWithoutBlobs(t *testing.T) {
 	}
 	if _, err := r.open("native").Unpack(ctx, m); !errdefs.IsNotFound(err) {
 		t.Errorf("not unpacked yet: got %v, want NotFound", err)
+	}
+}
+
+// Images that take too much, by one layer or by several, are not unpacked; nothing of
+// them is left, though that of others is.
+func TestUnpackTooMuch(t *testing.T) {
+	const limit = 64 << 20
+	for _, snapshotter := range snapshotters {
+		t.Run(snapshotter, func(t *testing.T) {
+			r := newRig(t, snapshotter)
+			l := r.within(snapshotter, limit)
+			for name, build := range map[string]image.Builder{"bomb": image.Bomb(2 << 30), "layers": image.Noise(3, limit/2-1<<20)} {
+				t.Run(name, func(t *testing.T) {
+					r := &rig{Daemon: r.Daemon, Layers: l, t: t, ctx: r.ctx}
+					m := r.pull(build)
+					before := r.Count(t)
+					_, err := r.Prepare(t.Context(), layer.PrepareRequest{ID: "large", Parent: m})
+					if !errors.Is(err, unpack.ErrTooLarge) || !errdefs.IsResourceExhausted(err) {
+						t.Errorf("got %v, want ErrTooLarge", err)
+					}
+					if _, err := r.MountImage(t.Context(), m); !errors.Is(err, unpack.ErrTooLarge) {
+						t.Errorf("mount: got %v, want ErrTooLarge", err)
+					}
+					r.Settle(t, before)
+				})
+			}
+			r.Layers = l
+			r.prepare(layer.PrepareRequest{ID: "small", Parent: r.pull(stacked)})
+		})
+	}
+}
+
+// A configuration keeps the snapshot of another image with the same layers.
+func TestUnpackedByAnother(t *testing.T) {
+	r := newRig(t, "overlayfs")
+	r.prepare(layer.PrepareRequest{ID: "first", Parent: r.pull(stacked)})
+	m := r.pullAs("berth.test/layer:2", func(ref string) (*image.Image, error) {
+		return stackedWith(ref, v1.ImageConfig{User: "another"})
+	})
+	config, err := m.ConfigDigest(r.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, err := m.ChainID(r.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.prepare(layer.PrepareRequest{ID: "second", Parent: m})
+	info, err := r.Client().ContentStore().Info(r.ctx, config)
+	if err != nil || info.Labels["containerd.io/gc.ref.snapshot.overlayfs"] != chain.String() {
+		t.Errorf("labels of the configuration: %v, %v; want %s", info.Labels, err, chain)
 	}
 }
 

@@ -78,10 +78,13 @@ func newRig(t *testing.T, snapshotter string) *rig {
 }
 
 // open is what another process would do.
-func (r *rig) open(snapshotter string) *layer.Layers {
+func (r *rig) open(snapshotter string) *layer.Layers { return r.within(snapshotter, 0) }
+
+// within is open with a limit for what an image unpacks to.
+func (r *rig) within(snapshotter string, limit int64) *layer.Layers {
 	return layer.New(layer.Config{
 		Client: r.Client(), Namespace: r.Namespace,
-		Unpacker: unpack.New(unpack.Config{Client: r.Client(), Snapshotter: snapshotter}),
+		Unpacker: unpack.New(unpack.Config{Client: r.Client(), Snapshotter: snapshotter, Max: limit}),
 		Mounts:   mount.New(r.Dir+"/mounts", r.Client().MountManager()),
 	})
 }
@@ -89,7 +92,11 @@ func (r *rig) open(snapshotter string) *layer.Layers {
 // pull puts an image into containerd until the test ends.
 func (r *rig) pull(build image.Builder) *manifest.Manifest {
 	r.t.Helper()
-	ref := "berth.test/layer:1"
+	return r.pullAs("berth.test/layer:1", build)
+}
+
+func (r *rig) pullAs(ref string, build image.Builder) *manifest.Manifest {
+	r.t.Helper()
 	img, err := build(ref)
 	if err != nil {
 		r.t.Fatal(err)
