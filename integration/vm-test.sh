@@ -31,16 +31,18 @@ pods='^TestPods$/^(berth|pauseless)$/^(life|stats|update|out_of_memory|sysctls|u
 kubelet='^TestKubelet$/^berth_pauseless$'
 systemd='^Test(CgroupSystemd|CgroupOOM|ImagePullScope)$'
 
+shares=()
+for dir in "$top" "$deps" "$build"; do
+  # Below the checkout by default, and then shared with it.
+  case $dir in "$top" | "$top"/*) [ "$dir" = "$top" ] || continue ;; esac
+  shares+=(-s "$dir:ro")
+done
+
 # machine RUN RUNTIME [VM FLAG...]
 machine() {
-  local run=$1 runtime=$2 flags=()
+  local run=$1 runtime=$2
   shift 2
-  for dir in "$top" "$deps" "$build"; do
-    # Below the checkout by default, and then shared with it.
-    case $dir in "$top" | "$top"/*) [ "$dir" = "$top" ] || continue ;; esac
-    flags+=(-s "$dir:ro")
-  done
-  "$here/vm/vm-run.sh" -t 600 "$@" "${flags[@]}" -C "$here" \
+  "$here/vm/vm-run.sh" -t 600 "$@" "${shares[@]}" -C "$here" \
     -e BERTH_DEPS="$deps" -e BERTH_BUILD="$build" -e BERTH_TEST_RUNTIME="$runtime" -- \
     "$build/integration.test" -test.short -test.v "-test.run=$run" "${extra[@]}"
 }
@@ -91,6 +93,11 @@ power() {
   return $status
 }
 
+# installed: berth install and uninstall on a host with systemd, which this machine is.
+installed() {
+  "$here/vm/vm-run.sh" -t 300 -S "${shares[@]}" -- "$here/vm/install-test.sh" "$deps" "$build/bin"
+}
+
 extra=("$@")
 status=0
 if [ $# -eq 0 ]; then
@@ -102,6 +109,8 @@ if [ $# -eq 0 ]; then
   quotas || status=$?
   echo "power loss"
   power || status=$?
+  echo "systemd: berth install"
+  installed || status=$?
   echo "cgroup v2: pods"
   machine "$pods" berth || status=$?
   if [ -n "${BERTH_TEST_FULL:-}" ]; then
