@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
@@ -28,6 +29,7 @@ import (
 	"github.com/berthd/berth/images/idmap"
 	"github.com/berthd/berth/images/layer"
 	"github.com/berthd/berth/images/store"
+	"github.com/berthd/berth/images/unpack"
 	"github.com/berthd/berth/integration/host"
 )
 
@@ -110,10 +112,15 @@ func TestCommitRefuses(t *testing.T) {
 	// The image has gone; its layers are there for the container.
 	record, err := r.Client().ImageService().Get(r.ctx, host.Busybox)
 	r.must(err)
+	manager := r.Client().LeasesService()
+	lease, err := manager.Create(r.ctx, leases.WithRandomID())
+	r.must(err)
+	r.must(manager.AddResource(r.ctx, lease, leases.Resource{ID: record.Target.Digest.String(), Type: "content"}))
 	r.must(r.Client().ImageService().Delete(r.ctx, host.Busybox))
 	_, err = r.Commit(t.Context(), commit.Request{Container: "one"})
 	_, restored := r.Client().ImageService().Create(r.ctx, record)
 	r.must(restored)
+	r.must(manager.Delete(r.ctx, lease))
 	if !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("without its image: got %v", err)
 	}
@@ -296,4 +303,16 @@ func TestCancelled(t *testing.T) {
 		}
 		t.Logf("%s: ended %d times", name, ended)
 	}
+}
+
+// What a container has written may be no more than an image may.
+func TestCommitTooMuch(t *testing.T) {
+	r := newRig(t)
+	r.container("large", "dd if=/dev/zero of=/zeros bs=1M count=64")
+	r.unpacker.Max = 32 << 20
+	before := r.Count(t)
+	if _, err := r.Commit(r.ctx, commit.Request{Container: "large"}); !errors.Is(err, unpack.ErrTooLarge) {
+		t.Errorf("got %v, want ErrTooLarge", err)
+	}
+	r.Settle(t, before)
 }

@@ -58,11 +58,12 @@ var shared struct {
 type rig struct {
 	*host.Daemon
 	*commit.Maker
-	layers  *layer.Layers
-	busybox client.Image
-	t       *testing.T
-	ctx     context.Context
-	end     context.Context // for what is done when the test ends
+	layers   *layer.Layers
+	unpacker *unpack.Unpacker
+	busybox  client.Image
+	t        *testing.T
+	ctx      context.Context
+	end      context.Context // for what is done when the test ends
 }
 
 func newRig(t *testing.T) *rig {
@@ -93,9 +94,10 @@ func newRig(t *testing.T) *rig {
 		}
 		d.Settle(t, before)
 	})
+	r.unpacker = unpack.New(unpack.Config{Client: d.Client(), Snapshotter: "overlayfs"})
 	r.layers = layer.New(layer.Config{
 		Client: d.Client(), Namespace: d.Namespace,
-		Unpacker: unpack.New(unpack.Config{Client: d.Client(), Snapshotter: "overlayfs"}),
+		Unpacker: r.unpacker,
 		Mounts:   mount.New(d.Dir+"/mounts", d.Client().MountManager()),
 	})
 	r.Maker = commit.New(commit.Config{

@@ -71,13 +71,11 @@ func (u *Unpacker) Unpack(ctx context.Context, m *manifest.Manifest) (string, er
 	if err := u.Hold(ctx, key); err != nil {
 		return "", fmt.Errorf("unpack %s: %w", name, err)
 	}
-	_, err = u.snapshots().Stat(ctx, key)
-	if errdefs.IsNotFound(err) {
-		if err = u.present(ctx, m); err == nil {
-			_, err = u.snapshots().Stat(ctx, key)
-		}
-	} else if err == nil {
+	switch _, err = u.snapshots().Stat(ctx, key); {
+	case err == nil:
 		err = u.refer(ctx, m, key)
+	case errdefs.IsNotFound(err):
+		err = u.present(ctx, m)
 	}
 	if err != nil {
 		return "", fmt.Errorf("unpack %s: %w", name, err)
