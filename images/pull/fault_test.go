@@ -49,69 +49,71 @@ func TestFaults(t *testing.T) {
 		"redirects":   {registry.RedirectLoop, errdefs.IsUnavailable, true},
 		"unsupported": {registry.Answer(405, "UNSUPPORTED"), errdefs.IsNotImplemented, false},
 	}
-	r := open(t, nil)
 	n := 0
-	for name, test := range tests {
-		for where, path := range map[string]func(*image.Image) string{
-			"manifest": func(*image.Image) string { return "/manifests/" },
-			"layer":    func(img *image.Image) string { return layersOf(t, img)[1].String() },
-		} {
-			t.Run(where+"/"+name, func(t *testing.T) {
-				n++
-				ref, img := r.push(t, "faulty:"+string(rune('a'+n%26))+name, image.Noise(3, 1<<20+n))
-				if where == "manifest" && (name == "cut" || name == "truncate" || name == "lengthen") {
-					t.Skip("what is said of a layer is not of a manifest, which is smaller than the fault")
-				}
-				before := r.left(t)
-				remove := r.registry.Inject(registry.Fault{Path: path(img), Do: test.action})
-				_, err := r.Pull(r.context(t), pull.Request{Reference: ref}, nil)
-				remove()
-				switch {
-				case err == nil:
-					t.Fatal("succeeded")
-				case test.is != nil && !test.is(err):
-					t.Errorf("error has not the class it should have: %v", err)
-				case !strings.Contains(err.Error(), ref.Text()):
-					t.Errorf("error does not name the image: %v", err)
-				}
-				r.unnamed(t)
-				equal(t, "what is left", r.left(t), before)
-
-				if test.once {
-					remove := r.registry.Inject(registry.Fault{Path: path(img), Times: 1, Do: test.action})
-					r.pull(t, ref)
+	eitherWay(t, func(t *testing.T, r *rig) {
+		for name, test := range tests {
+			for where, path := range map[string]func(*image.Image) string{
+				"manifest": func(*image.Image) string { return "/manifests/" },
+				"layer":    func(img *image.Image) string { return layersOf(t, img)[1].String() },
+			} {
+				t.Run(where+"/"+name, func(t *testing.T) {
+					n++
+					ref, img := r.push(t, "faulty:"+string(rune('a'+n%26))+name, image.Noise(3, 1<<20+n))
+					if where == "manifest" && (name == "cut" || name == "truncate" || name == "lengthen") {
+						t.Skip("what is said of a layer is not of a manifest, which is smaller than the fault")
+					}
+					before := r.left(t)
+					remove := r.registry.Inject(registry.Fault{Path: path(img), Do: test.action})
+					_, err := r.Pull(r.context(t), pull.Request{Reference: ref}, nil)
 					remove()
-				} else {
-					r.pull(t, ref)
-				}
-				if err := r.d.Client().ImageService().Delete(r.context(t), ref.Text()); err != nil {
-					t.Error(err)
-				}
-				r.prune(t)
-			})
+					switch {
+					case err == nil:
+						t.Fatal("succeeded")
+					case test.is != nil && !test.is(err):
+						t.Errorf("error has not the class it should have: %v", err)
+					case !strings.Contains(err.Error(), ref.Text()):
+						t.Errorf("error does not name the image: %v", err)
+					}
+					r.unnamed(t)
+					equal(t, "what is left", r.left(t), before)
+
+					if test.once {
+						remove := r.registry.Inject(registry.Fault{Path: path(img), Times: 1, Do: test.action})
+						r.pull(t, ref)
+						remove()
+					} else {
+						r.pull(t, ref)
+					}
+					if err := r.d.Client().ImageService().Delete(r.context(t), ref.Text()); err != nil {
+						t.Error(err)
+					}
+					r.prune(t)
+				})
+			}
 		}
-	}
+	})
 }
 
 func isCorrupt(err error) bool { return errors.Is(err, pull.ErrCorrupt) && errdefs.IsDataLoss(err) }
 
 // A layer that is cut goes on where it was.
 func TestCutLayerGoesOn(t *testing.T) {
-	r := open(t, nil)
-	const size, cut = 4 << 20, 3 << 20
-	ref, img := r.push(t, "cut:1", image.Noise(1, size))
-	layer := layersOf(t, img)[0]
-	r.registry.Inject(registry.Fault{Path: layer.String(), Times: 1, Do: registry.CutAfter(cut)})
-	r.pull(t, ref)
-	var sent int64
-	for _, q := range r.registry.Log() {
-		if strings.Contains(q.Path, layer.String()) && q.Method == http.MethodGet {
-			sent += q.Bytes
+	eitherWay(t, func(t *testing.T, r *rig) {
+		const size, cut = 4 << 20, 3 << 20
+		ref, img := r.push(t, "cut:1", image.Noise(1, size))
+		layer := layersOf(t, img)[0]
+		r.registry.Inject(registry.Fault{Path: layer.String(), Times: 1, Do: registry.CutAfter(cut)})
+		r.pull(t, ref)
+		var sent int64
+		for _, q := range r.registry.Log() {
+			if strings.Contains(q.Path, layer.String()) && q.Method == http.MethodGet {
+				sent += q.Bytes
+			}
 		}
-	}
-	if sent > size+size/4 {
-		t.Errorf("%d bytes were sent for a layer of %d", sent, size)
-	}
+		if sent > size+size/4 {
+			t.Errorf("%d bytes were sent for a layer of %d", sent, size)
+		}
+	})
 }
 
 // A30.
@@ -143,33 +145,34 @@ func TestStall(t *testing.T) {
 // A31, and A30 without a timeout: a registry may take its time until it begins, and
 // without a timeout always.
 func TestSlowStartIsNoStall(t *testing.T) {
-	r := open(t, nil)
-	for name, test := range map[string]struct {
-		stall   registry.Action
-		timeout time.Duration
-	}{
-		"before the first byte": {registry.Stall, 50 * time.Millisecond},
-		"without a timeout":     {registry.StallAfter(1 << 10), 0},
-	} {
-		t.Run(name, func(t *testing.T) {
-			ref, img := r.push(t, "patient:"+strings.ReplaceAll(name, " ", "-"), image.Noise(1, 1<<16+len(name)))
-			remove := r.registry.Inject(registry.Fault{Path: layersOf(t, img)[0].String(), Do: test.stall})
-			done := make(chan error, 1)
-			go func() {
-				_, err := r.Pull(r.context(t), pull.Request{Reference: ref, Timeout: test.timeout}, nil)
-				done <- err
-			}()
-			select {
-			case err := <-done:
-				t.Errorf("ended meanwhile: %v", err)
-			case <-time.After(500 * time.Millisecond): // that nothing happens takes time
-				remove()
-				if err := <-done; err != nil {
-					t.Error(err)
+	eitherWay(t, func(t *testing.T, r *rig) {
+		for name, test := range map[string]struct {
+			stall   registry.Action
+			timeout time.Duration
+		}{
+			"before the first byte": {registry.Stall, 50 * time.Millisecond},
+			"without a timeout":     {registry.StallAfter(1 << 10), 0},
+		} {
+			t.Run(name, func(t *testing.T) {
+				ref, img := r.push(t, "patient:"+strings.ReplaceAll(name, " ", "-"), image.Noise(1, 1<<16+len(name)))
+				remove := r.registry.Inject(registry.Fault{Path: layersOf(t, img)[0].String(), Do: test.stall})
+				done := make(chan error, 1)
+				go func() {
+					_, err := r.Pull(r.context(t), pull.Request{Reference: ref, Timeout: test.timeout}, nil)
+					done <- err
+				}()
+				select {
+				case err := <-done:
+					t.Errorf("ended meanwhile: %v", err)
+				case <-time.After(500 * time.Millisecond): // that nothing happens takes time
+					remove()
+					if err := <-done; err != nil {
+						t.Error(err)
+					}
 				}
-			}
-		})
-	}
+			})
+		}
+	})
 }
 
 // Whatever is in a layer stays in its snapshot.

@@ -33,6 +33,9 @@ func (j *job) fetch(ctx context.Context, desc v1.Descriptor) ([]v1.Descriptor, e
 			return nil, err
 		}
 		j.table.Set(desc, transfer.Waiting)
+		if d := j.delegated.Load(); d != nil {
+			d.await(ctx, desc)
+		}
 		release, err := transfer.Acquire(ctx, j.turns)
 		if err != nil {
 			return nil, err
@@ -40,6 +43,9 @@ func (j *job) fetch(ctx context.Context, desc v1.Descriptor) ([]v1.Descriptor, e
 		defer release()
 	}
 	exists, err := j.download(ctx, desc)
+	if d := j.delegated.Load(); d != nil && d.has(desc.Digest) {
+		exists = false
+	}
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("%s %s: %w", desc.MediaType, desc.Digest, err)

@@ -40,6 +40,8 @@ type job struct {
 	turns    *semaphore.Weighted
 	result   Result
 
+	delegated atomic.Pointer[delegate] // nil while nothing was left to containerd
+
 	legacy  atomic.Bool // a configuration has the media type of an old Docker's
 	skipped atomic.Int64
 }
@@ -130,6 +132,7 @@ func (j *job) pull(ctx context.Context) (err error) {
 		}
 	}()
 	ctx = leases.WithLease(ctx, lease.ID)
+	defer j.endDelegate()
 	if err := j.unpack(ctx); err != nil {
 		return err
 	}
@@ -193,6 +196,9 @@ func (j *job) choose(children images.HandlerFunc) images.HandlerFunc {
 		chosen, err := matching(ctx, desc)
 		if images.IsIndexType(desc.MediaType) && (errdefs.IsNotFound(err) || err == nil && len(chosen) == 0) {
 			return nil, j.missing()
+		}
+		if err == nil && images.IsManifestType(desc.MediaType) {
+			j.delegate(ctx, desc, chosen)
 		}
 		return chosen, err
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes"
+	coreregistry "github.com/containerd/containerd/v2/core/transfer/registry"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -34,6 +35,8 @@ import (
 type Registry interface {
 	Resolver(context.Context, reference.Reference, registry.Access) (remotes.Resolver, error)
 	SystemFor(context.Context, reference.Reference, registry.Access) *types.SystemContext
+	// Delegate is how containerd reaches a registry by itself; nil: it cannot.
+	Delegate(context.Context, reference.Reference, registry.Access) (*coreregistry.OCIRegistry, error)
 }
 
 // Records keeps image records.
@@ -62,6 +65,9 @@ type Config struct {
 	Keys string
 	// Downloads bounds how many layers are fetched at a time, by all pulls.
 	Downloads *transfer.Limiter
+	// DelegateBytes is from which size on the layers of an image are left to containerd
+	// to fetch; 0 is DefaultDelegateBytes.
+	DelegateBytes int64
 	// Isolate does a pull for which a slice is given, in another process; nil: there
 	// is no such way. It tells the progress of blobs to the function.
 	Isolate func(context.Context, Request, func(transfer.Progress)) (Result, error)
@@ -89,6 +95,9 @@ type Request struct {
 	Timeout time.Duration
 	// Slice has the pull done in another process, in a systemd scope below it.
 	Slice string
+	// Direct has this process fetch everything itself. Otherwise containerd fetches
+	// large layers where it can reach the registry in the same way.
+	Direct bool
 }
 
 func (r Request) validate() error {
@@ -171,6 +180,7 @@ func (p *Puller) run(ctx context.Context, r Request, table *transfer.Table) (Res
 		if p.config.Isolate == nil {
 			return Result{}, fmt.Errorf("no pulls in a slice of their own here: %w", errdefs.ErrNotImplemented)
 		}
+		r.Direct = true // what containerd fetches by itself is not in the slice
 		return p.config.Isolate(ctx, r, table.Put)
 	}
 	ctx = p.config.Records.Context(ctx)
