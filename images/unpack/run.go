@@ -6,10 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
-	introspection "github.com/containerd/containerd/api/services/introspection/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/images"
@@ -73,11 +73,11 @@ func (u *Unpacker) run(ctx context.Context, job Job) (found bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	a := &attempt{job: job, guard: u.guard(), apart: true, bottoms: map[digest.Digest]int{}}
+	a := &attempt{job: job, guard: u.guard(), apart: true}
 	found, err = u.attempt(ctx, kind, a)
 	if errors.Is(err, errLeans) {
 		// One by one. What is in the stores already is not brought again.
-		a = &attempt{job: job, guard: a.guard, bottoms: map[digest.Digest]int{}}
+		a = &attempt{job: job, guard: a.guard}
 		found, err = u.attempt(ctx, kind, a)
 	}
 	return found, err
@@ -151,14 +151,9 @@ func (u *Unpacker) kind(ctx context.Context) (snapshotter, error) {
 	if i < 0 || answer.Plugins[i].InitErr != nil {
 		return snapshotter{}, fmt.Errorf("snapshotter %s: containerd has none that works: %w", name, errdefs.ErrNotFound)
 	}
-	return kindOf(answer.Plugins[i]), nil
-}
-
-func kindOf(plugin *introspection.Plugin) snapshotter {
-	s := snapshotter{exports: plugin.Exports, capabilities: plugin.Capabilities}
-	s.remote = plugin.Exports[exportRemote] == "true"
-	s.annotate = s.remote || plugin.Exports[exportAddress] != ""
-	return s
+	exports := answer.Plugins[i].Exports
+	remote := exports[exportRemote] == "true"
+	return snapshotter{exports, answer.Plugins[i].Capabilities, remote || exports[exportAddress] != "", remote}, nil
 }
 
 // attempt is one way through a job: it looks at what comes of each step.
@@ -167,9 +162,9 @@ type attempt struct {
 	guard *guard
 	apart bool // layers are unpacked apart from those below them
 
-	mu      sync.Mutex            // guards what is below
-	first   error                 // what went wrong first: the rest comes of it
-	bottoms map[digest.Digest]int // how often a layer occurs, of those that are somewhere the lowest
+	mu     sync.Mutex      // guards what is below
+	first  error           // what went wrong first: the rest comes of it
+	layers []digest.Digest // of the image, the lowest first
 }
 
 // failed notes an error if it is the first, and returns it.
@@ -188,7 +183,7 @@ func (a *attempt) handle(ctx context.Context, desc v1.Descriptor) ([]v1.Descript
 		return nil, a.failed(err)
 	}
 	if images.IsManifestType(desc.MediaType) {
-		a.noteBottom(children)
+		a.note(children)
 	}
 	return children, nil
 }
@@ -217,26 +212,21 @@ func (a *attempt) leant() bool {
 	return errors.Is(a.first, errLeans)
 }
 
-// noteBottom notes the lowest layer of an image: below it there is nothing to lean
-// on.
-func (a *attempt) noteBottom(children []v1.Descriptor) {
+// note notes the layers of an image.
+func (a *attempt) note(children []v1.Descriptor) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var lowest digest.Digest
 	for _, c := range children {
-		switch {
-		case !images.IsLayerType(c.MediaType):
-		case lowest == "":
-			lowest = c.Digest
-			a.bottoms[lowest] = 1
-		case c.Digest == lowest:
-			a.bottoms[lowest]++
+		if images.IsLayerType(c.MediaType) {
+			a.layers = append(a.layers, c.Digest)
 		}
 	}
 }
 
-func (a *attempt) isBottom(d digest.Digest) bool {
+// isBottom tells whether a layer is the lowest, and nowhere else in the image: below
+// it there is nothing to lean on.
+func (a *attempt) isBottom(layer digest.Digest) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.bottoms[d] == 1
+	return len(a.layers) > 0 && a.layers[0] == layer && !slices.Contains(a.layers[1:], layer)
 }
