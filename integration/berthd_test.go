@@ -53,6 +53,12 @@ func berthdForms(t *testing.T, f func(t *testing.T, b *berthd)) {
   size = '64MiB'
 [plugins.'io.containerd.internal.v1.berth-pins']
   config_path = %q
+[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+  platform = "linux"
+  snapshotter = "overlayfs"
+[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+  platform = "linux"
+  snapshotter = "berth"
 `, b.config)
 			}
 			b.node = newNode(t, pauseless, o)
@@ -377,16 +383,24 @@ func readFile(t *testing.T, path string) string {
 	return string(text)
 }
 
-// The verifier that is compiled in holds pulls against the policy.
-func TestBerthdVerifier(t *testing.T) {
-	dir := t.TempDir()
-	write(t, dir+"/policy.json", `{"default": [{"type": "reject"}]}`)
-	write(t, dir+"/berth.toml", fmt.Sprintf("[images]\nsignature_policy = %q\n", dir+"/policy.json"))
-	d := host.Run(t, host.Options{Program: host.Build("bin/berthd"), TOML: fmt.Sprintf(`
-[plugins.'io.containerd.image-verifier.v1.berth']
-  enabled = true
-  config_path = %q
-`, dir+"/berth.toml")})
+// What the kubelet pulls is unpacked to berth's snapshotter.
+func TestBerthdPull(t *testing.T) {
+	berthdForms(t, func(t *testing.T, b *berthd) {
+		img := publish(t)
+		_, err := b.Images.PullImage(b.ctx(t), &runtime.PullImageRequest{Image: &runtime.ImageSpec{Image: img, RuntimeHandler: handlerLimited}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := b.Ctr("-n", criNamespace, "images", "check", "--snapshotter", "berth", "name=="+img).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "complete (") || !strings.Contains(string(out), "true") {
+			t.Errorf("%v, %s", err, out)
+		}
+	})
+}
+
+// publish puts a small image into a registry of the test's and returns its name.
+func publish(t *testing.T) string {
+	t.Helper()
 	registry, err := server.Start(t.Context(), server.Options{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
@@ -399,8 +413,22 @@ func TestBerthdVerifier(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return img.Ref
+}
+
+// The verifier that is compiled in holds pulls against the policy.
+func TestBerthdVerifier(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/policy.json", `{"default": [{"type": "reject"}]}`)
+	write(t, dir+"/berth.toml", fmt.Sprintf("[images]\nsignature_policy = %q\n", dir+"/policy.json"))
+	d := host.Run(t, host.Options{Program: host.Build("bin/berthd"), TOML: fmt.Sprintf(`
+[plugins.'io.containerd.image-verifier.v1.berth']
+  enabled = true
+  config_path = %q
+`, dir+"/berth.toml")})
+	img := publish(t)
 	pull := func() (string, error) {
-		out, err := d.Ctr("images", "pull", "--plain-http", img.Ref).CombinedOutput()
+		out, err := d.Ctr("images", "pull", "--plain-http", img).CombinedOutput()
 		return string(out), err
 	}
 	if out, err := pull(); err == nil || !strings.Contains(out, "signature rejected") {

@@ -76,15 +76,25 @@ func (c *Config) Section() (string, error) {
 		Capabilities []string          `toml:"capabilities"`
 		Exports      map[string]string `toml:"exports"`
 	}
+	type unpack struct {
+		Platform    string `toml:"platform"`
+		Snapshotter string `toml:"snapshotter"`
+	}
 	document := struct {
 		Version int               `toml:"version"`
 		Proxies map[string]plugin `toml:"proxy_plugins"`
+		Plugins map[string]any    `toml:"plugins"`
 	}{
 		Version: 3, // containerd 2.0 and later read it
 		Proxies: map[string]plugin{layers.Name: {
 			Type: "snapshot", Address: c.Proxy.Address, Platform: layers.Platform(),
 			Capabilities: layers.Capabilities(), Exports: map[string]string{"root": c.Layers.Root("")},
 		}},
+		// Pulls of the transfer service, the kubelet's too, unpack to what is listed; a
+		// list replaces containerd's own.
+		Plugins: map[string]any{"io.containerd.transfer.v1.local": map[string]any{"unpack_config": []unpack{
+			{layers.Platform(), defaults.DefaultSnapshotter}, {layers.Platform(), layers.Name},
+		}}},
 	}
 	var b bytes.Buffer
 	err := toml.NewEncoder(&b).SetIndentTables(true).Encode(document)
