@@ -37,6 +37,9 @@ func Run(ctx context.Context, c *Config) error {
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 	defer stop()
 
+	// Of the socket until its mode is set, and of the roots of containers, whatever the
+	// caller's was.
+	unix.Umask(0o022)
 	// Now: a program that was replaced on the disk has no name any more.
 	program, err := os.Executable()
 	if err != nil {
@@ -150,9 +153,15 @@ func listen(address string) (*net.UnixListener, error) {
 	if err := os.Remove(address); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	// The socket is root's from its first moment.
-	defer unix.Umask(unix.Umask(0o177))
-	return net.ListenUnix("unix", &net.UnixAddr{Name: address, Net: "unix"})
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: address, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	// Nobody else could write to it before either: see Run.
+	if err := os.Chmod(address, 0o600); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
 }
 
 // duplicate returns a second listener on the socket, that does not remove it.
