@@ -55,6 +55,10 @@ func (j *job) delegate(ctx context.Context, manifest v1.Descriptor, children []v
 	if bytes < cmp.Or(j.config.DelegateBytes, DefaultDelegateBytes) || j.request.Direct || j.request.Timeout > 0 {
 		return
 	}
+	// What a remote snapshotter has need not be fetched at all.
+	if remote, err := j.config.Unpacker.Remote(ctx); err != nil || remote {
+		return
+	}
 	ref, err := j.request.Reference.WithDigest(manifest.Digest)
 	if err != nil {
 		return

@@ -140,6 +140,13 @@ const (
 	exportRemote  = "enable_remote_snapshot_annotations"
 )
 
+// Remote tells whether the snapshotter may have layers without their blobs, which then
+// need not be fetched.
+func (u *Unpacker) Remote(ctx context.Context) (bool, error) {
+	kind, err := u.kind(ctx)
+	return kind.remote, err
+}
+
 func (u *Unpacker) kind(ctx context.Context) (snapshotter, error) {
 	name := u.Snapshotter
 	filter := fmt.Sprintf("type==io.containerd.snapshotter.v1,id==%q", name)
