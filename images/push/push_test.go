@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -149,10 +150,8 @@ func (r *rig) store(t testing.TB, ref reference.Reference, img *image.Image, wit
 	cs := daemon.Client().ContentStore()
 	children := images.SetChildrenLabels(cs, images.ChildrenHandler(cs))
 	err = images.Walk(ctx, images.HandlerFunc(func(ctx context.Context, desc v1.Descriptor) ([]v1.Descriptor, error) {
-		for _, d := range without {
-			if desc.Digest == d {
-				return nil, images.ErrSkipDesc
-			}
+		if slices.Contains(without, desc.Digest) {
+			return nil, images.ErrSkipDesc
 		}
 		blob, err := content.BlobReadSeeker(ctx, img, desc)
 		if err != nil {

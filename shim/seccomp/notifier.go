@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -242,14 +243,14 @@ func (n *Notifier) count(nr int32, arch uint32, times uint64) {
 
 // Text lists the calls in the order in which they were first made.
 func (n *Notifier) Text() string {
-	text := ""
+	var text strings.Builder
 	for i, c := range n.calls {
 		if i > 0 {
-			text += ", "
+			text.WriteString(", ")
 		}
-		text += name(c.nr, c.arch) + " (" + strconv.FormatUint(c.n, 10) + "x)"
+		text.WriteString(name(c.nr, c.arch) + " (" + strconv.FormatUint(c.n, 10) + "x)")
 	}
-	return text
+	return text.String()
 }
 
 func name(nr int32, arch uint32) string {
