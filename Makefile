@@ -10,6 +10,8 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 # Static and without symbols: the shim is executed for every container.
 GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 UNIT     = $(shell $(GO) list ./... | grep -v /integration)
+# Those whose tests drive containerd.
+DRIVING  = $(shell $(GO) list -f '{{.ImportPath}} {{.TestImports}} {{.XTestImports}}' $(UNIT) | sed -n 's|^\([^ ]*\).*/integration/host.*|\1|p')
 
 # What `make run` runs; empty: images made here.
 IMAGE :=
@@ -39,9 +41,14 @@ build: ## berth's programs, to .build/bin
 	@mkdir -p $(BUILD)/bin
 	$(GOBUILD) -o $(BUILD)/bin/ ./cmd/...
 
-# Four at a time: those that drive containerd mostly wait.
+# With the race detector where it is cheap; `make race` has it everywhere. Four at a
+# time: those that drive containerd mostly wait.
 unit: deps build ## tests of the packages
-	$(GO) test -race -count=1 -timeout 10m -p 4 $(UNIT)
+	$(GO) test -race -count=1 -timeout 10m $(filter-out $(DRIVING),$(UNIT))
+	$(GO) test -count=1 -timeout 10m -p 4 $(DRIVING)
+
+race: deps build ## tests of the packages, all with the race detector: a quarter of an hour
+	$(GO) test -race -count=1 -timeout 20m -p 4 $(UNIT)
 
 integration: deps build ## tests against containerd and runc on this machine
 	$(GO) test -count=1 -timeout 20m ./integration/...
@@ -114,4 +121,4 @@ clean: ## remove what was built from this source; .deps stays
 # One thing after the other: two cores, and tests that measure.
 .NOTPARALLEL:
 
-.PHONY: help run test build unit integration vm-test bench fuzz deps deps-older images vm lint fmt tidy install clean
+.PHONY: help run test build unit race integration vm-test bench fuzz deps deps-older images vm lint fmt tidy install clean

@@ -44,19 +44,26 @@ func NewLayer(format Format, files ...File) (Layer, error) {
 	if err != nil {
 		return Layer{}, err
 	}
-	data, err := format.compress(raw)
+	return newLayer(format, raw, gzip.DefaultCompression)
+}
+
+func newLayer(format Format, raw []byte, level int) (Layer, error) {
+	data, err := format.compress(raw, level)
 	if err != nil {
 		return Layer{}, err
 	}
 	return Layer{desc: describe(string(format), data), diff: digest.FromBytes(raw), data: data}, nil
 }
 
-func (f Format) compress(raw []byte) ([]byte, error) {
+// compress takes gzip's level, which others pass over.
+func (f Format) compress(raw []byte, level int) (_ []byte, err error) {
 	var out bytes.Buffer
 	var w io.WriteCloser
 	switch f {
 	case Gzip:
-		w = gzip.NewWriter(&out)
+		if w, err = gzip.NewWriterLevel(&out, level); err != nil {
+			return nil, err
+		}
 	case Zstd:
 		encoder, err := zstd.NewWriter(&out, zstd.WithEncoderConcurrency(1))
 		if err != nil {
@@ -94,7 +101,11 @@ func NoiseLayer(seed byte, size int) (Layer, error) {
 	data := make([]byte, size)
 	// It cannot fail.
 	_, _ = rand.NewChaCha8([32]byte{seed}).Read(data)
-	return NewLayer(Gzip, File{Path: fmt.Sprintf("noise-%d", seed), Mode: 0o644, Data: data})
+	raw, err := pack([]File{{Path: fmt.Sprintf("noise-%d", seed), Mode: 0o644, Data: data}})
+	if err != nil {
+		return Layer{}, err
+	}
+	return newLayer(Gzip, raw, gzip.NoCompression) // trying takes long
 }
 
 // chunk is how many zeros are compressed once and then repeated.
@@ -104,35 +115,39 @@ const chunk = 16 << 20
 // is a thousandth of that. It is made without holding the zeros, but their digest
 // has to be computed: about a second for each GiB.
 func ZeroLayer(size int64) (Layer, error) {
+	diff := digest.Canonical.Digester()
+	data, err := zeros(size, diff.Hash())
+	return Layer{desc: describe(string(Gzip), data), diff: diff.Digest(), data: data}, err
+}
+
+// zeros writes the stream to raw as well.
+func zeros(size int64, raw io.Writer) (data []byte, err error) {
 	if size%chunk != 0 {
-		return Layer{}, fmt.Errorf("layer of %d zeros: not a multiple of %d", size, chunk)
+		return nil, fmt.Errorf("layer of %d zeros: not a multiple of %d", size, chunk)
 	}
 	var head bytes.Buffer
 	t := tar.NewWriter(&head)
 	if err := t.WriteHeader(&tar.Header{Name: "zeros", Mode: 0o644, Size: size}); err != nil {
-		return Layer{}, err
+		return nil, err
 	}
 	zeros := make([]byte, chunk)
-	var data []byte
-	diff := digest.Canonical.Digester()
 	// Members of gzip may be concatenated: the stream is what they hold together.
-	member := func(raw []byte, times int64) error {
-		zipped, err := Gzip.compress(raw)
-		for range times {
-			data = append(data, zipped...)
-			_, _ = diff.Hash().Write(raw)
-		}
-		return err
-	}
 	for _, m := range []struct {
 		raw   []byte
 		times int64
 	}{{head.Bytes(), 1}, {zeros, size / chunk}, {zeros[:1024], 1}} {
-		if err := member(m.raw, m.times); err != nil {
-			return Layer{}, err
+		zipped, err := Gzip.compress(m.raw, gzip.DefaultCompression)
+		if err != nil {
+			return nil, err
+		}
+		for range m.times {
+			data = append(data, zipped...)
+			if _, err := raw.Write(m.raw); err != nil {
+				return nil, err
+			}
 		}
 	}
-	return Layer{desc: describe(string(Gzip), data), diff: diff.Digest(), data: data}, nil
+	return data, nil
 }
 
 // File is one entry of a layer, owned by root. Mode's type bits say what it is: a
