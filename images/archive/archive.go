@@ -26,6 +26,7 @@ import (
 	"github.com/containerd/platforms"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	protect "github.com/berthd/berth/images/lease"
 	"github.com/berthd/berth/images/manifest"
 	"github.com/berthd/berth/images/store"
 	"github.com/berthd/berth/images/unpack"
@@ -86,7 +87,7 @@ type lease struct {
 func (a *Archiver) lease(ctx context.Context, purpose string) (context.Context, *lease, error) {
 	ctx = a.Store.Context(ctx)
 	manager := a.Client.LeasesService()
-	made, err := manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime))
+	made, err := protect.Create(ctx, manager, leases.WithRandomID(), leases.WithExpiration(leaseTime))
 	if err != nil {
 		return nil, nil, fmt.Errorf("lease to %s images: %w", purpose, err)
 	}

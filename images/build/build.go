@@ -21,6 +21,7 @@ import (
 
 	"github.com/berthd/berth/images/commit"
 	"github.com/berthd/berth/images/layer"
+	"github.com/berthd/berth/images/lease"
 	"github.com/berthd/berth/images/manifest"
 	"github.com/berthd/berth/images/mount"
 	"github.com/berthd/berth/images/store"
@@ -80,7 +81,7 @@ func (b *Builder) Open(ctx context.Context, m *manifest.Manifest) (*Layer, error
 }
 
 func (b *Builder) lease(ctx context.Context) (*Layer, context.Context, error) {
-	lease, err := b.Client.LeasesService().Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime))
+	lease, err := lease.Create(ctx, b.Client.LeasesService(), leases.WithRandomID(), leases.WithExpiration(leaseTime))
 	if err != nil {
 		return nil, nil, fmt.Errorf("lease: %w", err)
 	}

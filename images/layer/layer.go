@@ -22,6 +22,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/berthd/berth/images/idmap"
+	"github.com/berthd/berth/images/lease"
 	"github.com/berthd/berth/images/mount"
 	"github.com/berthd/berth/images/unpack"
 )
@@ -177,7 +178,7 @@ func (l *Layers) Lease(ctx context.Context) (context.Context, func(*error), erro
 		return ctx, func(*error) {}, nil
 	}
 	manager := l.client.LeasesService()
-	lease, err := manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseTime))
+	lease, err := lease.Create(ctx, manager, leases.WithRandomID(), leases.WithExpiration(leaseTime))
 	if err != nil {
 		return nil, nil, fmt.Errorf("lease: %w", err)
 	}

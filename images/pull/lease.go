@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/berthd/berth/images/lease"
 	"github.com/berthd/berth/images/owner"
 	"github.com/berthd/berth/images/store"
 )
@@ -33,7 +34,7 @@ func (p *Puller) lease(ctx context.Context, image string) (leases.Lease, error) 
 }
 
 func (p *Puller) newLease(ctx context.Context, labels map[string]string) (leases.Lease, error) {
-	l, err := p.config.Client.LeasesService().Create(ctx,
+	l, err := lease.Create(ctx, p.config.Client.LeasesService(),
 		leases.WithRandomID(), leases.WithExpiration(leaseTime), leases.WithLabels(labels))
 	if err != nil {
 		return leases.Lease{}, fmt.Errorf("lease: %w", err)

@@ -22,6 +22,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/berthd/berth/images/lease"
 	"github.com/berthd/berth/images/reference"
 	"github.com/berthd/berth/images/registry"
 	"github.com/berthd/berth/images/transfer"
@@ -146,7 +147,7 @@ func (p *Pusher) push(ctx context.Context, r Request, table *transfer.Table) (_ 
 // lease keeps the image, whatever becomes of its name meanwhile.
 func (p *Pusher) lease(ctx context.Context, target v1.Descriptor) (func() error, error) {
 	service := p.config.Client.LeasesService()
-	lease, err := service.Create(ctx, leases.WithRandomID(), leases.WithExpiration(expiry))
+	lease, err := lease.Create(ctx, service, leases.WithRandomID(), leases.WithExpiration(expiry))
 	if err != nil {
 		return nil, fmt.Errorf("lease: %w", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/berthd/berth/images/lease"
 	"github.com/berthd/berth/images/owner"
 )
 
@@ -71,7 +72,7 @@ func (s *Store) DeleteBlobs(ctx context.Context, blobs ...digest.Digest) error {
 func (s *Store) Collect(ctx context.Context) error {
 	ctx = s.Context(ctx)
 	manager := s.client.LeasesService()
-	lease, err := manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(collectTimeout))
+	lease, err := lease.Create(ctx, manager, leases.WithRandomID(), leases.WithExpiration(collectTimeout))
 	if err == nil {
 		err = manager.Delete(ctx, lease, leases.SynchronousDelete)
 	}
