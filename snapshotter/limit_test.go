@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -430,4 +431,23 @@ func loops(t *testing.T, s *Snapshotter) (files []string) {
 		}
 	}
 	return files
+}
+
+// A crash kept the record of a snapshot from the disk, and left its directory, which
+// has the number of the next one.
+func TestDirectoryWithoutRecord(t *testing.T) {
+	each(t, Config{}, func(t *testing.T, s *Snapshotter) {
+		prepare(t, s, "a", "base")
+		l, err := s.layer(t.Context(), "a")
+		must(t, err)
+		must(t, s.Close())
+		number, err := strconv.Atoi(l.id)
+		must(t, err)
+		must(t, os.MkdirAll(filepath.Join(s.config.Root, "snapshots", strconv.Itoa(number+1), "fs"), 0o755))
+		s = open(t, s.config)
+		prepare(t, s, "b", "base")
+		must(t, s.Remove(t.Context(), "a"))
+		must(t, s.Remove(t.Context(), "b"))
+		nothingLeft(t, s)
+	})
 }

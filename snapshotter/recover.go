@@ -15,12 +15,16 @@ import (
 	"github.com/moby/sys/mountinfo"
 )
 
-// recover clears what snapshots left that are gone: their limits, and mounts and
-// loop devices of their images. Their directories are left to Cleanup.
+// recover clears what snapshots left that are gone: their limits, mounts and loop
+// devices of their images, and their directories: one whose record a crash prevented
+// has the number that the next snapshot will get.
 func (s *Snapshotter) recover(ctx context.Context) error {
 	ids, err := s.ids(ctx)
 	if err == nil {
 		err = errors.Join(s.projects.clear(ids), s.unmount(ids))
+	}
+	if err == nil {
+		err = s.Cleanup(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("recover %s: %w", s.config.Root, err)

@@ -314,7 +314,11 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 
 // Cleanup deletes the files of removed snapshots.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
-	return s.Snapshotter.(snapshots.Cleaner).Cleanup(ctx)
+	err := s.Snapshotter.(snapshots.Cleaner).Cleanup(ctx)
+	if errdefs.IsNotFound(err) { // no snapshot was ever made here
+		return nil
+	}
+	return err
 }
 
 // Close closes the records. Mounts stay, for containers that run on.
