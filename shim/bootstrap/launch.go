@@ -20,9 +20,21 @@ import (
 
 // launch starts the resident of p. When it fails nothing is left.
 func launch(inv *Invocation, p *plan.Plan) (err error) {
-	socket, err := listen(p.Socket)
+	if err := coreScheduling(); err != nil {
+		return err
+	}
+	if p.OOMScore, err = raiseOOMScore(); err != nil {
+		inv.note("debug", "OOM score: %v", err)
+	}
+	// Before the socket, which delete learns of from it: this process may be killed.
+	file, err := writePlan(p)
 	if err != nil {
 		return err
+	}
+	defer file.Close()
+	socket, err := listen(p.Socket)
+	if err != nil {
+		return errors.Join(err, os.Remove(file.Name()))
 	}
 	defer unix.Close(socket)
 	defer func() {
@@ -30,17 +42,6 @@ func launch(inv *Invocation, p *plan.Plan) (err error) {
 			_ = unix.Unlink(p.Socket)
 		}
 	}()
-	if err := coreScheduling(); err != nil {
-		return err
-	}
-	if p.OOMScore, err = raiseOOMScore(); err != nil {
-		inv.note("debug", "OOM score: %v", err)
-	}
-	file, err := writePlan(p)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
 	pid, err := spawn(inv, p, socket, int(file.Fd()))
 	if err != nil {
 		return err
