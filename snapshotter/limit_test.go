@@ -451,3 +451,17 @@ func TestDirectoryWithoutRecord(t *testing.T) {
 		nothingLeft(t, s)
 	})
 }
+
+// containerd's metadata walks a snapshotter before anything was made in it.
+func TestWalkOfNone(t *testing.T) {
+	s := open(t, Config{Root: filepath.Join(t.TempDir(), "root")})
+	none := func(_ context.Context, info snapshots.Info) error {
+		return fmt.Errorf("there is %s", info.Name)
+	}
+	must(t, s.Walk(t.Context(), none))
+	prepare(t, s, "a", "")
+	refuse := func(context.Context, snapshots.Info) error { return errdefs.ErrNotFound }
+	if err := s.Walk(t.Context(), refuse); !errdefs.IsNotFound(err) {
+		t.Errorf("the caller's own error became %v", err)
+	}
+}

@@ -312,6 +312,20 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	return s.projects.limit(l.id, 0)
 }
 
+// Walk calls fn for each snapshot that passes the filters. Where none was ever made it
+// calls it for none.
+func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
+	walking := false
+	err := s.Snapshotter.Walk(ctx, func(ctx context.Context, info snapshots.Info) error {
+		walking = true
+		return fn(ctx, info)
+	}, filters...)
+	if errdefs.IsNotFound(err) && !walking { // the records' bucket comes with the first
+		return nil
+	}
+	return err
+}
+
 // Cleanup deletes the files of removed snapshots.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	err := s.Snapshotter.(snapshots.Cleaner).Cleanup(ctx)
