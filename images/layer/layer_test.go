@@ -137,7 +137,12 @@ func TestInit(t *testing.T) {
 			r := newRig(t, snapshotter)
 			m := r.pull(stacked)
 			stop := errors.New("stop")
-			if _, err := r.Unpack(t.Context(), m); err != nil {
+			ctx, done, err := r.Lease(t.Context())
+			if err == nil {
+				_, err = r.Unpack(ctx, m)
+				done(&err)
+			}
+			if err != nil {
 				t.Fatal(err)
 			}
 			before := r.Count(t)
