@@ -10,6 +10,7 @@
 # groups out: the kubelet takes as long as all the others together. "older"
 # builds the oldest containerd that berth supports, and nothing else.
 set -euo pipefail
+shopt -s nullglob
 
 here=$(cd "$(dirname "$0")" && pwd)
 dir=${1:?usage: build.sh DIR [older]}
@@ -31,7 +32,7 @@ group() {
   while [ "$1" != -- ]; do flags+=("$1"); shift; done
   shift
   v=$(version "$name" "$module")
-  want=$(printf '%s\n' "$v" "$(go env GOVERSION)" "${CGO_ENABLED:-}" "${flags[*]}" "$*"; cat "$here/$name/go.mod")
+  want=$(printf '%s\n' "$v" "$(go env GOVERSION)" "${CGO_ENABLED:-}" "${flags[*]}" "$*"; cat "$here/$name/go.mod" "$here/$name"/*.go)
   stamp=$dir/stamps/${!#}        # named after the last program of the group
   stamp=$dir/stamps/${stamp##*/}
   if [ -f "$stamp" ] && [ "$(<"$stamp")" = "$want" ]; then return; fi
@@ -70,9 +71,9 @@ CGO_ENABLED=0 group cni $cni cni \
   -ldflags "-s -w -X $cni/pkg/utils/buildversion.BuildVersion=$(version cni $cni)" -- \
   $cni/plugins/main/bridge $cni/plugins/main/loopback $cni/plugins/ipam/host-local $cni/plugins/meta/portmap
 
-registry=github.com/distribution/distribution/v3
-CGO_ENABLED=0 group registry $registry bin \
-  -ldflags "-s -w -X $registry/version.version=$(version registry $registry)" -- $registry/cmd/registry
+# A main package of our own, beside its go.mod.
+CGO_ENABLED=0 group registry github.com/distribution/distribution/v3 bin -ldflags "-s -w" -- \
+  github.com/berthd/berth/integration/deps/registry
 
 kubernetes=k8s.io/kubernetes
 v=$(version kubelet $kubernetes)
