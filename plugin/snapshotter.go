@@ -32,18 +32,21 @@ func initSnapshotter(ic *plugin.InitContext) (any, error) {
 	if !ok {
 		return nil, fmt.Errorf("configuration of the snapshotter is a %T", ic.Config)
 	}
-	if err := layers.Supported(); errdefs.IsNotImplemented(err) {
+	if err := config.Validate(); err != nil {
+		return nil, err
+	}
+	root := filepath.Clean(config.Root(ic.Properties[plugins.PropertyRootDir]))
+	if err := layers.Supported(root); errdefs.IsNotImplemented(err) {
 		return nil, errors.Join(err, plugin.ErrSkipPlugin)
 	} else if err != nil {
 		return nil, err
 	}
-	root := config.Root(ic.Properties[plugins.PropertyRootDir])
-	s, err := config.Open(ic.Context, filepath.Clean(root))
+	s, err := config.Open(ic.Context, root)
 	if err != nil {
 		return nil, err
 	}
 	ic.Meta.Platforms = append(ic.Meta.Platforms, platforms.DefaultSpec())
-	ic.Meta.Capabilities = layers.Capabilities()
+	ic.Meta.Capabilities = config.Capabilities()
 	ic.Meta.Exports[plugins.SnapshotterRootDir] = root // CRI asks the file system there
 	return s, nil
 }

@@ -9,11 +9,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
+	"github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
 	"github.com/docker/go-units"
 	"github.com/moby/sys/userns"
@@ -44,6 +47,10 @@ type Config struct {
 	// SyncRemove deletes a snapshot's files at once, not at the next garbage
 	// collection.
 	SyncRemove bool `toml:"sync_remove"`
+	// SlowChown has containerd copy an image's files, with their owners changed, for
+	// containers with a user namespace, where the kernel cannot map the owners (before
+	// Linux 5.19). Default: such containers are refused there.
+	SlowChown bool `toml:"slow_chown"`
 }
 
 // Validate returns all faults, each with its key; they are InvalidArgument.
@@ -90,27 +97,57 @@ func (c *Config) Root(root string) string {
 }
 
 // Supported returns ErrNotImplemented with the reason where the host cannot have the
-// snapshotter. It makes nothing.
-func Supported() error {
+// snapshotter at root, which need not be there yet. It leaves nothing.
+func Supported(root string) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("the snapshotter mounts, and needs root: %w", errdefs.ErrNotImplemented)
 	}
-	known, err := os.ReadFile("/proc/filesystems")
+	known, err := overlayfs()
 	if err != nil {
 		return err
 	}
-	for line := range strings.Lines(string(known)) {
-		if strings.TrimSpace(strings.TrimPrefix(line, "nodev")) == "overlay" {
-			return nil
-		}
+	if !known {
+		return fmt.Errorf("the kernel has no overlayfs (modprobe overlay): %w", errdefs.ErrNotImplemented)
 	}
-	return fmt.Errorf("the kernel has no overlayfs (modprobe overlay): %w", errdefs.ErrNotImplemented)
+	dir := existing(root)
+	typed, err := fs.SupportsDType(dir)
+	if err != nil {
+		return fmt.Errorf("%s: %w", root, err)
+	}
+	if !typed {
+		return fmt.Errorf("the file system of %s has no types in its directories (xfs: ftype=1): %w", root, errdefs.ErrNotImplemented)
+	}
+	if err := overlayutils.SupportsMultipleLowerDir(dir); err != nil {
+		return fmt.Errorf("the file system of %s cannot be below an overlay: %w: %w", root, err, errdefs.ErrNotImplemented)
+	}
+	return nil
+}
+
+// overlayfs tells whether the kernel has it.
+func overlayfs() (bool, error) {
+	known, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		return false, err
+	}
+	return slices.Contains(strings.Fields(string(known)), "overlay"), nil
+}
+
+// existing is the part of a path that is there, whose file system the rest will have.
+func existing(path string) string {
+	for {
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) || path == filepath.Dir(path) {
+			return path
+		}
+		path = filepath.Dir(path)
+	}
 }
 
 // Capabilities are what the snapshotter can do on this host, in containerd's words.
-func Capabilities() []string {
-	// "only-": containerd must not copy and chown a root file system instead.
-	capabilities := []string{"only-remap-ids"}
+func (c *Config) Capabilities() []string {
+	var capabilities []string
+	if !c.SlowChown {
+		capabilities = append(capabilities, "only-remap-ids")
+	}
 	if remaps() {
 		capabilities = append(capabilities, "remap-ids")
 	}

@@ -6,9 +6,11 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"github.com/pelletier/go-toml/v2"
@@ -67,10 +69,53 @@ func TestOpen(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
-	if err := Supported(); err != nil {
+}
+
+func TestCapabilities(t *testing.T) {
+	for slow, want := range map[bool][]string{
+		false: {"only-remap-ids", "remap-ids", "rebase"},
+		true:  {"remap-ids", "rebase"},
+	} {
+		if got := (&Config{SlowChown: slow}).Capabilities(); !slices.Equal(got, want) {
+			t.Errorf("slow_chown = %v: %v, want %v", slow, got, want)
+		}
+	}
+}
+
+// A file system that cannot be below an overlay is found before anything is made.
+func TestSupported(t *testing.T) {
+	dir := t.TempDir()
+	if err := Supported(dir + "/a/b"); err != nil {
 		t.Error(err)
 	}
-	if !strings.Contains(strings.Join(Capabilities(), " "), "rebase") {
-		t.Errorf("capabilities %v", Capabilities())
+	for _, name := range []string{"lower", "upper", "work", "merged"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	overlay := mount.Mount{Type: "overlay", Source: "overlay", Options: []string{
+		"lowerdir=" + dir + "/lower", "upperdir=" + dir + "/upper", "workdir=" + dir + "/work",
+	}}
+	if err := overlay.Mount(dir + "/merged"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := mount.Unmount(dir+"/merged", 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	root := dir + "/merged/a/b"
+	if err := Supported(root); !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), root) {
+		t.Errorf("on an overlay: %v", err)
+	}
+	if left, err := os.ReadDir(dir + "/merged"); err != nil || len(left) > 0 {
+		t.Errorf("left there: %v, %v", left, err)
+	}
+	file := dir + "/file"
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Supported(file + "/a"); err == nil || errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), file) {
+		t.Errorf("below a file: %v", err)
 	}
 }

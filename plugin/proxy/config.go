@@ -47,13 +47,13 @@ type Table struct {
 // InvalidArgument, with their keys.
 func Load(path string) (*Config, error) {
 	c := &Config{
-		Proxy:  Table{Address: "/run/berth/berthd.sock", Containerd: defaults.DefaultAddress},
-		Layers: layers.Config{RootPath: "/var/lib/berth/snapshotter"},
-		path:   path,
+		Proxy: Table{Address: "/run/berth/berthd.sock", Containerd: defaults.DefaultAddress},
+		path:  path,
 	}
 	if err := settings.Read(path, c, "proxy", "snapshotter", "images"); err != nil {
 		return nil, err
 	}
+	c.Layers.RootPath = c.Layers.Root("/var/lib/berth/snapshotter")
 	var faults []error
 	for key, address := range map[string]string{"address": c.Proxy.Address, "containerd_address": c.Proxy.Containerd} {
 		if !filepath.IsAbs(address) {
@@ -88,7 +88,7 @@ func (c *Config) Section() (string, error) {
 		Version: 3, // containerd 2.0 and later read it
 		Proxies: map[string]plugin{layers.Name: {
 			Type: "snapshot", Address: c.Proxy.Address, Platform: layers.Platform(),
-			Capabilities: layers.Capabilities(), Exports: map[string]string{"root": c.Layers.Root("")},
+			Capabilities: c.Layers.Capabilities(), Exports: map[string]string{"root": c.Layers.RootPath},
 		}},
 		// Pulls of the transfer service, the kubelet's too, unpack to what is listed; a
 		// list replaces containerd's own.

@@ -70,10 +70,20 @@ func start(t testing.TB, c *Config) (snapshots.Snapshotter, func() error) {
 
 // containerd's conformance suite, over the socket.
 func TestSuite(t *testing.T) {
-	testsuite.SnapshotterSuite(t, "overlayfs", func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
-		s, stop := start(t, load(t, root, paths))
-		return s, stop, nil
-	})
+	for name, keys := range map[string]string{
+		"none":  "",
+		"quota": "size = '32MiB'\nenforcement = 'quota'\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			if name == "quota" && os.Getenv("BERTH_TEST_QUOTA") == "" {
+				t.Skip("the machine of `make vm-test` has project quotas")
+			}
+			testsuite.SnapshotterSuite(t, "overlayfs", func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
+				s, stop := start(t, load(t, root, paths+keys))
+				return s, stop, nil
+			})
+		})
+	}
 }
 
 // Classes of errors arrive, and the socket is root's alone and goes with the server.
@@ -122,9 +132,16 @@ func TestLoad(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	c, err := Load(filepath.Join(t.TempDir(), "none"))
-	if err != nil || c.Layers.RootPath != "/var/lib/berth/snapshotter" {
-		t.Errorf("defaults: %+v, %v", c, err)
+	// As the guide shows the key.
+	empty := filepath.Join(t.TempDir(), "berth.toml")
+	if err := os.WriteFile(empty, []byte("[snapshotter]\nroot_path = ''\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{empty, empty + ".none"} {
+		c, err := Load(path)
+		if err != nil || c.Layers.RootPath != "/var/lib/berth/snapshotter" {
+			t.Errorf("defaults: %+v, %v", c, err)
+		}
 	}
 }
 

@@ -58,7 +58,7 @@ func Run(ctx context.Context, c *Config) error {
 
 // serve serves until ctx ends, or the program is to be started again.
 func (c *Config) serve(ctx context.Context, l *net.UnixListener, hangup <-chan os.Signal) (again bool, err error) {
-	if err := layers.Supported(); err != nil {
+	if err := layers.Supported(c.Layers.RootPath); err != nil {
 		return false, err
 	}
 	s, err := c.Layers.Open(ctx, c.Layers.RootPath)
