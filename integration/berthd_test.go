@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
@@ -298,27 +300,33 @@ func (b *berthd) loseNothing(t *testing.T) {
 	}
 }
 
-// crash kills the proxy: calls fail with the class Unavailable until it is back, and
-// then succeed without a restart of containerd.
+// crash kills the proxy.
 func (b *berthd) crash(t *testing.T) {
 	t.Helper()
 	if err := b.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	<-b.ended
+	b.comesBack(t)
+}
+
+// comesBack starts the proxy: calls fail with the class Unavailable until it is there,
+// and then succeed without a restart of containerd.
+func (b *berthd) comesBack(t *testing.T) {
+	t.Helper()
 	ctx := b.Context(b.ctx(t))
 	layers := b.Daemon.Client().SnapshotService("berth")
-	if _, err := layers.Prepare(ctx, "crashed", ""); !errdefs.IsUnavailable(err) {
+	if _, err := layers.Prepare(ctx, "waits", ""); !errdefs.IsUnavailable(err) {
 		t.Errorf("without the proxy: %v", err)
 	}
 	b.start(t)
 	eventually(t, patience, func() string {
-		if _, err := layers.Prepare(ctx, "crashed", ""); err != nil {
+		if _, err := layers.Prepare(ctx, "waits", ""); err != nil {
 			return err.Error()
 		}
 		return ""
 	})
-	if err := layers.Remove(ctx, "crashed"); err != nil && !errdefs.IsNotFound(err) { // it may be collected already
+	if err := layers.Remove(ctx, "waits"); err != nil && !errdefs.IsNotFound(err) { // it may be collected already
 		t.Error(err)
 	}
 }
@@ -395,6 +403,19 @@ func TestBerthdPull(t *testing.T) {
 		if err != nil || !strings.Contains(string(out), "complete (") || !strings.Contains(string(out), "true") {
 			t.Errorf("%v, %s", err, out)
 		}
+		// A layer that is there needs no fetching.
+		ctx := namespaces.WithNamespace(b.ctx(t), criNamespace)
+		layers := b.Daemon.Client().SnapshotService("berth")
+		err = layers.Walk(ctx, func(ctx context.Context, info snapshots.Info) error {
+			label := snapshots.WithLabels(map[string]string{"containerd.io/snapshot.ref": info.Name})
+			if _, err := layers.Prepare(ctx, "extract-"+info.Name, info.Parent, label); !errdefs.IsAlreadyExists(err) {
+				t.Errorf("prepare for %s: %v", info.Name, err)
+			}
+			return nil
+		}, "kind==committed")
+		if err != nil {
+			t.Error(err)
+		}
 	})
 }
 
@@ -438,6 +459,103 @@ func TestBerthdVerifier(t *testing.T) {
 	if out, err := pull(); err != nil {
 		t.Errorf("an accepted image: %v, %s", err, out)
 	}
+}
+
+// Files of a container with a user namespace are its root's, without a copy.
+func TestBerthdOwners(t *testing.T) {
+	berthdForms(t, func(t *testing.T, b *berthd) {
+		run := b.ctrRun(t, "--rm", "--snapshotter", "berth", "--remap-labels", "--uidmap", "0:200000:65536", "--gidmap", "0:200000:65536",
+			host.Busybox, id(t), "sh", "-c", "stat -c %u:%g /bin/busybox && echo written > /file && stat -c %u:%g /file")
+		run.Env = append(run.Env, "CONTAINERD_NAMESPACE="+criNamespace)
+		if out, err := run.Output(); err != nil || string(out) != "0:0\n0:0\n" {
+			t.Errorf("%v, %s", err, out)
+		}
+		list := b.ctr(t, "-n", criNamespace, "snapshots", "--snapshotter", "berth", "ls")
+		if strings.Count(list, " Committed") != 1 {
+			t.Errorf("want the image's only layer, without a copy:\n%s", list)
+		}
+	})
+}
+
+// containerd starts without the proxy, and needs no other start when it is there.
+func TestBerthdLate(t *testing.T) {
+	b := &berthd{dir: shortDir(t), program: host.Build("bin/berthd")}
+	b.configure(t, "[snapshotter]\nroot_path = 'DIR/layers'\n[proxy]\naddress = 'DIR/p.sock'\n")
+	b.node = &node{env: &env{Daemon: host.Run(t, host.Options{TOML: b.section(t)})}}
+	b.comesBack(t)
+}
+
+// A configuration of any version that containerd reads has berth's sections.
+func TestBerthdVersions(t *testing.T) {
+	for _, version := range []int{2, 3, 4} {
+		path := filepath.Join(t.TempDir(), "config.toml")
+		write(t, path, fmt.Sprintf(`version = %d
+[plugins.'io.containerd.snapshotter.v1.berth']
+  size = '64MiB'
+[plugins.'io.containerd.image-verifier.v1.berth']
+  enabled = true
+[plugins.'io.containerd.internal.v1.berth-pins']
+  config_path = '/some/berth.toml'
+`, version))
+		out, err := exec.Command(host.Build("bin/berthd"), "--config", path, "config", "dump").Output()
+		for _, want := range []string{"size = '64MiB'", "enabled = true", "config_path = '/some/berth.toml'"} {
+			if err != nil || !strings.Contains(string(out), want) {
+				t.Errorf("version %d: %v: %q is not in: %s", version, err, want, out)
+			}
+		}
+	}
+}
+
+// What is disabled, or cannot be on a file system, is not there, leaves nothing, and
+// keeps containerd from nothing.
+func TestBerthdWithout(t *testing.T) {
+	program := host.Build("bin/berthd")
+	t.Run("disabled", func(t *testing.T) {
+		e := &env{Daemon: host.Run(t, host.Options{Program: program, Disabled: []string{
+			"io.containerd.snapshotter.v1.berth", "io.containerd.image-verifier.v1.berth", "io.containerd.internal.v1.berth-pins",
+		}})}
+		if out := e.ctr(t, "plugins", "ls"); strings.Contains(out, "berth") {
+			t.Error(out)
+		}
+		for _, dir := range []string{e.Dir + "/root", e.State()} {
+			if left, err := filepath.Glob(dir + "/*berth*"); err != nil || len(left) > 0 {
+				t.Errorf("%v, %v", left, err)
+			}
+		}
+	})
+	t.Run("on an overlay", func(t *testing.T) {
+		dir := overlay(t)
+		root := dir + "/some/layers"
+		e := &env{Daemon: host.Run(t, host.Options{Program: program, TOML: fmt.Sprintf("[plugins.'io.containerd.snapshotter.v1.berth']\n  root_path = %q\n", root)})}
+		out := e.ctr(t, "plugins", "ls", "--detailed", "type==io.containerd.snapshotter.v1,id==berth")
+		if !strings.Contains(out, "skip") || !strings.Contains(out, root) {
+			t.Error(out)
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("%v, %v", left, err)
+		}
+	})
+}
+
+// overlay mounts an empty one until the end of the test.
+func overlay(t *testing.T) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	for _, name := range []string{"lower", "upper", "work", "merged"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	merged := dir + "/merged"
+	if err := unix.Mount("overlay", merged, "overlay", 0, fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", dir)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(merged, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return merged
 }
 
 // A daemon with a configuration that is wrong says so and ends, or does without the

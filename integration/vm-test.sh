@@ -21,6 +21,7 @@ mkdir -p "$build"
 # Static: the machine's C library is not the host's.
 (cd "$here" && CGO_ENABLED=0 go test -c -o "$build/integration.test" .)
 (cd "$top/snapshotter" && CGO_ENABLED=0 go test -c -o "$build/snapshotter.test" .)
+(cd "$top/plugin/proxy" && CGO_ENABLED=0 go test -c -o "$build/proxy.test" .)
 units=(cgroup rootfs pod)
 for unit in "${units[@]}"; do
   (cd "$top/shim/$unit" && CGO_ENABLED=0 go test -c -o "$build/$unit.test" .)
@@ -63,6 +64,7 @@ quotas() {
     for dir in /ext4 /xfs; do
       echo \$dir
       TMPDIR=\$dir '$build/snapshotter.test' -test.run=/quota
+      TMPDIR=\$dir '$build/proxy.test' -test.run=/quota
     done"
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -34,6 +35,7 @@ type Options struct {
 	Images []string // archives below .deps/images; nil: busybox.tar
 	Debug  bool
 
+	Disabled []string // plugins to leave out, by URI
 	// Program is the containerd; "": see Containerd.
 	Program string
 }
@@ -117,12 +119,12 @@ func Run(t testing.TB, o Options) *Daemon {
 }
 
 func (d *Daemon) config() string {
-	var disabled []string
+	disabled := slices.Clone(d.options.Disabled)
 	if !d.options.NRI {
-		disabled = append(disabled, `"io.containerd.nri.v1.nri"`)
+		disabled = append(disabled, "io.containerd.nri.v1.nri")
 	}
 	if !d.options.CRI {
-		disabled = append(disabled, `"io.containerd.grpc.v1.cri"`, `"io.containerd.cri.v1.runtime"`, `"io.containerd.cri.v1.images"`)
+		disabled = append(disabled, "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images")
 	}
 	level := "info"
 	if d.options.Debug {
@@ -131,7 +133,7 @@ func (d *Daemon) config() string {
 	return fmt.Sprintf(`version = 3
 root = %[1]q
 state = %[2]q
-disabled_plugins = [%[3]s]
+disabled_plugins = ['%[3]s']
 
 [grpc]
   address = %[4]q
@@ -149,7 +151,7 @@ disabled_plugins = [%[3]s]
   socket_path = %[9]q
 
 %[8]s
-`, d.Dir+"/root", d.State(), strings.Join(disabled, ", "), d.Socket, d.Socket+".ttrpc", level, d.Dir+"/s", d.options.TOML, d.NRISocket())
+`, d.Dir+"/root", d.State(), strings.Join(disabled, "', '"), d.Socket, d.Socket+".ttrpc", level, d.Dir+"/s", d.options.TOML, d.NRISocket())
 }
 
 // NRISocket is where plugins of the NRI connect.
