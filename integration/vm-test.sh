@@ -48,9 +48,16 @@ machine() {
     "$build/integration.test" -test.short -test.v "-test.run=$run" "${extra[@]}"
 }
 
-# unit NAME: the tests of a package of the shim, in its folder.
-unit() {
-  "$here/vm/vm-run.sh" -t 300 -s "$top" -s "$build:ro" -C "$top/shim/$1" -- "$build/$1.test" -test.short -test.v
+# shim: the tests of the packages named in units, each in its folder.
+shim() {
+  "$here/vm/vm-run.sh" -t 300 -s "$top" -s "$build:ro" -c "
+    status=0
+    for unit in ${units[*]}; do
+      echo shim/\$unit
+      cd '$top/shim/'\$unit
+      '$build/'\$unit.test -test.short -test.v || status=\$?
+    done
+    exit \$status"
 }
 
 # quotas: the snapshotter on the file systems that have project quotas; the host's
@@ -103,10 +110,8 @@ installed() {
 extra=("$@")
 status=0
 if [ $# -eq 0 ]; then
-  for unit in "${units[@]}"; do
-    echo "cgroup v2: shim/$unit"
-    unit "$unit" || status=$?
-  done
+  echo "cgroup v2: packages of the shim"
+  shim || status=$?
   echo "project quotas"
   quotas || status=$?
   echo "power loss"

@@ -119,12 +119,16 @@ func Run(t testing.TB, o Options) *Daemon {
 }
 
 func (d *Daemon) config() string {
-	disabled := slices.Clone(d.options.Disabled)
+	uris := slices.Clone(d.options.Disabled)
 	if !d.options.NRI {
-		disabled = append(disabled, "io.containerd.nri.v1.nri")
+		uris = append(uris, "io.containerd.nri.v1.nri")
 	}
 	if !d.options.CRI {
-		disabled = append(disabled, "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images")
+		uris = append(uris, "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images")
+	}
+	var disabled strings.Builder
+	for _, uri := range uris {
+		fmt.Fprintf(&disabled, "%q, ", uri)
 	}
 	level := "info"
 	if d.options.Debug {
@@ -133,7 +137,7 @@ func (d *Daemon) config() string {
 	return fmt.Sprintf(`version = 3
 root = %[1]q
 state = %[2]q
-disabled_plugins = ['%[3]s']
+disabled_plugins = [%[3]s]
 
 [grpc]
   address = %[4]q
@@ -151,7 +155,7 @@ disabled_plugins = ['%[3]s']
   socket_path = %[9]q
 
 %[8]s
-`, d.Dir+"/root", d.State(), strings.Join(disabled, "', '"), d.Socket, d.Socket+".ttrpc", level, d.Dir+"/s", d.options.TOML, d.NRISocket())
+`, d.Dir+"/root", d.State(), disabled.String(), d.Socket, d.Socket+".ttrpc", level, d.Dir+"/s", d.options.TOML, d.NRISocket())
 }
 
 // NRISocket is where plugins of the NRI connect.
