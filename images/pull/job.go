@@ -119,12 +119,18 @@ func (j *job) pull(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	j.content = attended{j.content, j.config.Client, end}
 	defer func() {
-		switch {
+		switch cause := context.Cause(ctx); {
 		case err == nil:
 			j.release(ctx, name, lease)
-		case ctx.Err() != nil:
+		case cause == errGone: // here and below, the next pull finds the lease, and its owner gone
+			err = fmt.Errorf("%w: %w", errGone, err)
+		case cause != nil:
 			j.keep(ctx, name, lease)
+		case gone(ctx, j.config.Client, err):
 		default:
 			if left := j.drop(ctx, lease); left != nil {
 				err = fmt.Errorf("%w; %w", err, left)

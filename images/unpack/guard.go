@@ -34,9 +34,14 @@ func newGuard(s snapshots.Snapshotter, a diff.Applier, limit int64) *guard {
 	return &guard{Snapshotter: s, applier: a, limit: limit, keys: map[string]string{}, used: map[string]int64{}}
 }
 
-// Prepare implements snapshots.Snapshotter.
+// Prepare implements snapshots.Snapshotter. It asks twice: a containerd that is killed
+// may leave a directory in the way of its next snapshot, which overlayfs's snapshotter
+// removes as it fails.
 func (g *guard) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	mounts, err := g.Snapshotter.Prepare(ctx, key, parent, opts...)
+	if errdefs.IsUnknown(err) {
+		mounts, err = g.Snapshotter.Prepare(ctx, key, parent, opts...)
+	}
 	if err == nil {
 		g.mu.Lock()
 		defer g.mu.Unlock()
@@ -62,7 +67,7 @@ func (g *guard) Remove(ctx context.Context, key string) error {
 func (g *guard) Apply(ctx context.Context, desc v1.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (v1.Descriptor, error) {
 	ctx, done := g.watch(ctx, mounts)
 	applied, err := g.applier.Apply(ctx, desc, mounts, opts...)
-	if over := done(); over != nil {
+	if over := done(err); over != nil {
 		return v1.Descriptor{}, over
 	}
 	return applied, err
@@ -76,8 +81,9 @@ const (
 )
 
 // watch returns a context that is cancelled when the limit is exceeded, for what
-// writes to a snapshot. The caller calls done afterwards; its error is ErrTooLarge.
-func (g *guard) watch(ctx context.Context, mounts []mount.Mount) (_ context.Context, done func() error) {
+// writes to a snapshot. The caller calls done afterwards, with what came of it; its
+// error is ErrTooLarge.
+func (g *guard) watch(ctx context.Context, mounts []mount.Mount) (_ context.Context, done func(error) error) {
 	g.mu.Lock()
 	key := g.keys[place(mounts)]
 	g.mu.Unlock()
@@ -104,9 +110,12 @@ func (g *guard) watch(ctx context.Context, mounts []mount.Mount) (_ context.Cont
 			pause = max(firstLook, lookShare*time.Since(start))
 		}
 	}()
-	return ctx, func() error {
+	return ctx, func(written error) error {
 		cancel(nil)
 		<-ended
+		if errdefs.IsUnavailable(written) { // containerd is gone, and would be waited for
+			return nil
+		}
 		return g.look(looking, key)
 	}
 }

@@ -114,7 +114,7 @@ func (u *Unpacker) attempt(ctx context.Context, kind snapshotter, a *attempt) (f
 		cancel()
 	}
 	result, failed := unpacker.Wait()
-	if err == nil {
+	if err == nil || failed != nil && errors.Is(err, context.Canceled) { // which comes of the other
 		err = failed
 	}
 	a.mu.Lock()
@@ -174,11 +174,12 @@ type attempt struct {
 	layers []digest.Digest // of the image, the lowest first
 }
 
-// failed notes an error if it is the first, and returns it.
+// failed notes an error if it is the first, and returns it. That a call was cancelled
+// comes of another's.
 func (a *attempt) failed(err error) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.first == nil {
+	if a.first == nil && !errors.Is(err, context.Canceled) {
 		a.first = err
 	}
 	return err
