@@ -26,7 +26,8 @@ import (
 	"github.com/berthd/berth/integration/host"
 )
 
-// saboteur is an OCI runtime that is runc, unless told otherwise for a command.
+// saboteur is an OCI runtime that is runc, unless told otherwise for a command. What
+// is in the file fail.COMMAND is its error, or else that it is sabotaged.
 type saboteur struct {
 	dir string // it is told by files here
 }
@@ -38,12 +39,15 @@ func sabotage(t *testing.T) *saboteur {
 	s := &saboteur{dir: t.TempDir()}
 	script := `#!/bin/sh
 for word; do
-	case $word in create|start|exec|kill|delete|state|update|pause|resume|features|checkpoint|ps) break ;; esac
+	[ "$last" = --log ] && log=$word
+	last=$word
+	case $word in create|start|exec|kill|delete|state|update|pause|resume|features|checkpoint|restore|ps) break ;; esac
 done
 cd_dir=` + s.dir + `
 echo $word >> $cd_dir/calls
 if [ -e $cd_dir/fail.$word ]; then
-	echo "sabotaged $word" >&2
+	text=$(cat $cd_dir/fail.$word)
+	echo '{"level":"error","msg":"'"${text:-sabotaged $word}"'"}' >> ${log:-/dev/stderr}
 	exit 1
 fi
 while [ -e $cd_dir/hang.$word ]; do sleep 0.05; done

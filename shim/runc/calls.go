@@ -28,7 +28,10 @@ func (c *Creation) args(bundle string) []string {
 // Create makes the container of the bundle; its init waits for Start. After
 // DeadlineExceeded, or any other error, half of a container may exist: Delete it.
 func (r *Runtime) Create(c *Creation) error {
-	return r.run(&call{verb: "create", args: c.args(r.Bundle), files: c.Files, limit: c.Timeout})
+	return r.run(&call{
+		verb: "create", args: c.args(r.Bundle),
+		files: ofProcess(c.Files, c.ConsoleSocket != ""), limit: c.Timeout,
+	})
 }
 
 // Start runs the init of a created container.
@@ -54,7 +57,10 @@ func (e *Execution) args() []string {
 
 // Exec starts a process in a running container.
 func (r *Runtime) Exec(e *Execution) error {
-	return r.run(&call{verb: "exec", args: e.args(), files: e.Files, limit: e.Timeout})
+	return r.run(&call{
+		verb: "exec", args: e.args(),
+		files: ofProcess(e.Files, e.ConsoleSocket != ""), limit: e.Timeout,
+	})
 }
 
 // Kill sends signal to the container's init, with all to each of its processes.
@@ -85,7 +91,7 @@ func (r *Runtime) Resume(id string) error {
 func (r *Runtime) Update(id string, fd int) error {
 	return r.run(&call{
 		verb: "update", args: []string{"update", "--resources", "-", id},
-		files: [3]int{fd, -1, -1}, limit: callTimeout,
+		files: [3]int{fd, -1, words}, limit: callTimeout,
 	})
 }
 

@@ -89,7 +89,10 @@ func (r *Runtime) Restore(c *Restoration) error {
 	if _, err := os.Stat(filepath.Join(c.ImagePath, inventory)); err != nil {
 		return fault.Wrap(fault.InvalidArgument, "restore: not a checkpoint", err)
 	}
-	err := r.run(&call{verb: "restore", args: c.args(r.Bundle), files: c.Files, limit: c.Timeout})
+	err := r.run(&call{
+		verb: "restore", args: c.args(r.Bundle),
+		files: ofProcess(c.Files, c.ConsoleSocket != ""), limit: c.Timeout,
+	})
 	return withCriuLog(err, c.WorkPath, c.ImagePath, "restore.log")
 }
 

@@ -48,7 +48,7 @@ func TestCheckpoint(t *testing.T) {
 		}
 	}
 	c := &container{Runtime: r, id: "c", exit: make(chan process.Exit, 1)}
-	if err := r.Create(&Creation{ID: c.id, PidFile: "init.pid", Files: noFiles, Timeout: time.Minute}); err != nil {
+	if err := r.Create(&Creation{ID: c.id, PidFile: "init.pid", Files: null, Timeout: time.Minute}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = r.Delete(c.id, true) })
@@ -76,7 +76,7 @@ func TestCheckpoint(t *testing.T) {
 	}
 	err := r.Restore(&Restoration{
 		Criu:    Criu{ID: c.id, ImagePath: dump.ImagePath, WorkPath: images, FileLocks: true, Timeout: time.Minute},
-		PidFile: "init.pid", Files: noFiles,
+		PidFile: "init.pid", Files: null,
 	})
 	if err != nil {
 		t.Fatal(err)

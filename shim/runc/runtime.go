@@ -43,12 +43,25 @@ type Runtime struct {
 type call struct {
 	verb  string   // for messages
 	args  []string // from the sub-command on
-	files [3]int   // 0, 1, 2; -1: /dev/null. A stderr of -1 is kept for the error message
+	files [3]int   // 0, 1, 2; -1: /dev/null; stderr may be words
 	limit time.Duration
 }
 
+// words, as stderr, is kept for the error message. It is not for a call whose process
+// would get it: that could fill this process's memory as long as it lives.
+const words = -2
+
 // noFiles are the descriptors of a call that has no container's streams.
-var noFiles = [3]int{-1, -1, -1}
+var noFiles = [3]int{-1, -1, words}
+
+// ofProcess returns the descriptors of a call that starts a process with files. On a
+// terminal, which the runtime makes, the process gets none of them.
+func ofProcess(files [3]int, terminal bool) [3]int {
+	if terminal {
+		return noFiles
+	}
+	return files
+}
 
 // argv builds the whole command line. The runtime's log is log.
 func (r *Runtime) argv(log string, args []string) []string {
@@ -79,9 +92,9 @@ func (r *Runtime) run(c *call) error {
 	if _, err := unix.FcntlInt(uintptr(log), unix.F_SETFL, unix.O_APPEND); err != nil {
 		return os.NewSyscallError("fcntl", err)
 	}
-	stderr := log
-	if c.files[2] >= 0 {
-		stderr = c.files[2]
+	stderr := c.files[2]
+	if stderr == words {
+		stderr = log
 	}
 	exit, err := r.Children.Run(&process.Command{
 		Path:      r.Path,
@@ -111,7 +124,7 @@ func (r *Runtime) output(verb string, args []string) ([]byte, error) {
 		return nil, err
 	}
 	defer unix.Close(out)
-	if err := r.run(&call{verb: verb, args: args, files: [3]int{-1, out, -1}, limit: callTimeout}); err != nil {
+	if err := r.run(&call{verb: verb, args: args, files: [3]int{-1, out, words}, limit: callTimeout}); err != nil {
 		return nil, err
 	}
 	return tail(out), nil

@@ -67,7 +67,7 @@ type container struct {
 func create(t *testing.T, runtime, script string) *container {
 	t.Helper()
 	c := &container{Runtime: newRuntime(t, runtime, busyboxBundle(t, script, false)), id: "c", exit: make(chan process.Exit, 1)}
-	err := c.Create(&Creation{ID: c.id, PidFile: "init.pid", Files: noFiles, Timeout: time.Minute})
+	err := c.Create(&Creation{ID: c.id, PidFile: "init.pid", Files: null, Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,15 +76,38 @@ func create(t *testing.T, runtime, script string) *container {
 	return c
 }
 
-func (c *container) adopt(t *testing.T) {
+// null is what a process without streams gets.
+var null = [3]int{-1, -1, -1}
+
+// hasNull checks that a process has no other streams: nothing that it writes may stay
+// anywhere.
+func hasNull(t *testing.T, pid int) {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(c.Bundle, "init.pid"))
-	if err == nil {
-		c.pid, err = strconv.Atoi(strings.TrimSpace(string(b)))
+	for fd := range null {
+		path := "/proc/" + strconv.Itoa(pid) + "/fd/" + strconv.Itoa(fd)
+		if at, err := os.Readlink(path); err != nil || !strings.HasSuffix(at, "/null") {
+			t.Errorf("descriptor %d of process %d is %q, %v, want the null device", fd, pid, at, err)
+		}
 	}
+}
+
+func readPid(t *testing.T, file string) int {
+	t.Helper()
+	b, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+func (c *container) adopt(t *testing.T) {
+	t.Helper()
+	var err error
+	c.pid = readPid(t, filepath.Join(c.Bundle, "init.pid"))
 	onLoop(c.Loop, func() { children.Adopt(c.pid, func(e process.Exit) { c.exit <- e }) })
 	if c.group, err = cgroup.Of(c.pid); err != nil {
 		t.Fatal(err)
@@ -108,6 +131,7 @@ func lifeCycle(t *testing.T, runtime string) {
 	if !c.Exists(c.id) {
 		t.Error("no state after create")
 	}
+	hasNull(t, c.pid)
 	if err := c.StartFifo(c.id, c.pid, time.Minute); err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +180,7 @@ func refusals(t *testing.T, runtime string) {
 	}
 	check("delete of what is not there", c.Delete("nosuch", false), fault.NotFound)
 	check("start of what is not there", c.Start("nosuch"), fault.NotFound)
-	check("second create", c.Create(&Creation{ID: c.id, PidFile: "other.pid", Files: noFiles, Timeout: time.Minute}), fault.AlreadyExists)
+	check("second create", c.Create(&Creation{ID: c.id, PidFile: "other.pid", Files: null, Timeout: time.Minute}), fault.AlreadyExists)
 	check("start", c.Start(c.id), fault.OK)
 	check("second start", c.Start(c.id), fault.FailedPrecondition)
 	check("delete while running", c.Delete(c.id, false), fault.FailedPrecondition)
@@ -165,11 +189,17 @@ func refusals(t *testing.T, runtime string) {
 	if err := os.WriteFile(process, []byte(`{"args":["nosuch"],"cwd":"/","env":["PATH=/bin"]}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	err := c.Exec(&Execution{ID: c.id, ProcessFile: process, PidFile: "e.pid", Files: noFiles, Timeout: time.Minute})
+	err := c.Exec(&Execution{ID: c.id, ProcessFile: process, PidFile: "e.pid", Files: null, Timeout: time.Minute})
 	check("exec of what is not there", err, fault.Unknown)
 	if err == nil || !strings.Contains(err.Error(), "nosuch") || !strings.Contains(err.Error(), "not found") {
 		t.Errorf("error does not say what was not found: %v", err)
 	}
+
+	if err := os.WriteFile(process, []byte(`{"args":["busybox", "sleep", "1000"],"cwd":"/","env":["PATH=/bin"]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	check("exec", c.Exec(&Execution{ID: c.id, ProcessFile: process, PidFile: "e.pid", Files: null, Timeout: time.Minute}), fault.OK)
+	hasNull(t, readPid(t, filepath.Join(c.Bundle, "e.pid")))
 
 	check("pause", c.Pause(c.id), fault.OK)
 	check("resume", c.Resume(c.id), fault.OK)
@@ -187,7 +217,7 @@ func terminal(t *testing.T, runtime string) {
 		t.Fatal(err)
 	}
 	defer console.Close()
-	err = r.Create(&Creation{ID: c.id, PidFile: "init.pid", ConsoleSocket: "pty.sock", Files: noFiles, Timeout: time.Minute})
+	err = r.Create(&Creation{ID: c.id, PidFile: "init.pid", ConsoleSocket: "pty.sock", Files: null, Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +261,7 @@ func script(t *testing.T, text string) *Runtime {
 func TestHangingRuntime(t *testing.T) {
 	r := script(t, "sleep 1000 & echo $! >child; wait\n")
 	start := time.Now()
-	err := r.Create(&Creation{ID: "c", Files: noFiles, Timeout: 300 * time.Millisecond})
+	err := r.Create(&Creation{ID: "c", Files: null, Timeout: 300 * time.Millisecond})
 	if fault.CodeOf(err) != fault.DeadlineExceeded || err.Error() != "OCI runtime create timed out after 300ms" {
 		t.Errorf("got %v", err)
 	}
@@ -305,7 +335,7 @@ func TestUnknownState(t *testing.T) {
 
 func TestRestoreWithoutImage(t *testing.T) {
 	r := script(t, "touch called")
-	err := r.Restore(&Restoration{Criu: Criu{ID: "c", ImagePath: t.TempDir(), Timeout: time.Minute}, Files: noFiles})
+	err := r.Restore(&Restoration{Criu: Criu{ID: "c", ImagePath: t.TempDir(), Timeout: time.Minute}, Files: null})
 	if fault.CodeOf(err) != fault.InvalidArgument || !strings.Contains(err.Error(), "inventory.img") {
 		t.Errorf("got %v", err)
 	}
