@@ -305,6 +305,37 @@ func TestSpoolInBetween(t *testing.T) {
 	p.drained()
 }
 
+// containerd comes, takes nothing, and goes again: what is written then is spooled, too.
+func TestSpoolOfASecondAbsence(t *testing.T) {
+	r := newRig(t)
+	cfg := r.config()
+	cfg.Stdout = r.fifo("out")
+	s := r.open(cfg)
+	r.on(func() { s.SetConnected(false) })
+	p := r.attach(s, "seq 50000; read x < "+r.fifo("go")+"; seq 50000")
+	r.until("the first half is spooled", func() bool { return p.out[0].waiting == source|sink && p.out[0].spool.Len() > 100000 })
+	r.on(func() { p.SetConnected(true) })
+	// The second half fills the pipe, and waits.
+	if err := os.WriteFile(r.dir+"/go", []byte("on\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+	r.until("the reader is waited for", func() bool { return !p.working && p.out[0].waiting == sink })
+	r.on(func() { p.SetConnected(false) })
+	if e := p.exit(); e.Code != 0 {
+		t.Fatalf("got %+v", e)
+	}
+	var want strings.Builder
+	for range 2 {
+		for i := range 50000 {
+			fmt.Fprintln(&want, i+1)
+		}
+	}
+	if got := r.all(r.reader(cfg.Stdout)); got != want.String() {
+		t.Errorf("got %d bytes, want %d", len(got), want.Len())
+	}
+	p.drained()
+}
+
 func TestSpoolIsBounded(t *testing.T) {
 	r := newRig(t)
 	cfg := r.config()

@@ -205,7 +205,10 @@ func (s *Streams) SetConnected(connected bool) {
 		case f == nil:
 		case connected:
 			f.noSpool = false
-		case f.waiting == sink: // stalled
+		case f.waiting != sink:
+		case f.spool != nil: // left from when it was away before: goes on being filled
+			s.work()
+		default: // stalled
 			f.spoolOn()
 		}
 	}
