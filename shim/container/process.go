@@ -117,7 +117,7 @@ func (p *Process) Resize(width, height uint32) error {
 // Kill sends sig to the process, 0 to probe it.
 func (p *Process) Kill(sig int) error {
 	if p.child == nil {
-		if p.state == Stopped {
+		if p.state == Stopped || p.pid != 0 { // or its end is not told yet
 			return process.ErrFinished
 		}
 		return fault.New(fault.FailedPrecondition, "cannot kill a process that is not started")

@@ -58,3 +58,21 @@ func TestExecIDs(t *testing.T) {
 		}
 	}
 }
+
+// Kill of a process without a child to signal: NotFound once it has been one, also if
+// its end is held back for those of others.
+func TestKillWithoutProcess(t *testing.T) {
+	for name, c := range map[string]struct {
+		p    Process
+		want fault.Code
+	}{
+		"not started":         {Process{state: Created}, fault.FailedPrecondition},
+		"ended, not told yet": {Process{state: Running, pid: 7}, fault.NotFound},
+		"stopped":             {Process{state: Stopped, pid: 7}, fault.NotFound},
+		"failed to start":     {Process{state: Stopped}, fault.NotFound},
+	} {
+		if err := c.p.Kill(15); fault.CodeOf(err) != c.want {
+			t.Errorf("%s: got %v, want class %d", name, err, c.want)
+		}
+	}
+}
