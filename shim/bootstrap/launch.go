@@ -5,7 +5,6 @@ package bootstrap
 import (
 	"bytes"
 	"errors"
-	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -79,9 +78,8 @@ func writePlan(p *plan.Plan) (*os.File, error) {
 // spawn executes this program as the resident, in a session of its own, and
 // returns its pid.
 func spawn(inv *Invocation, p *plan.Plan, socket, planFile int) (int, error) {
-	// What containerd's own starter left open is not for the resident.
-	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
-		return 0, os.NewSyscallError("close_range", err)
+	if err := keepOwn(); err != nil {
+		return 0, fault.Wrap(fault.Unknown, "open files", err)
 	}
 	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -98,6 +96,18 @@ func spawn(inv *Invocation, p *plan.Plan, socket, planFile int) (int, error) {
 		return 0, fault.Wrap(fault.Unknown, "exec "+p.Binary, err)
 	}
 	return pid, nil
+}
+
+// keepOwn keeps what containerd's own starter left open from the resident.
+// close_range(2) does this from Linux 5.11 on only.
+func keepOwn() error {
+	files, err := os.ReadDir("/proc/self/fd")
+	for _, f := range files {
+		if fd, err := strconv.Atoi(f.Name()); err == nil && fd > 2 {
+			unix.CloseOnExec(fd)
+		}
+	}
+	return err
 }
 
 // residentEnv sets up Go's runtime for the resident (docs/design.md, "Memory"):

@@ -98,6 +98,7 @@ type world struct {
 	socketDir string
 	bundle    string
 	env       []string
+	files     []*os.File // that its starter has left open, from descriptor 3 on
 }
 
 func newWorld(t *testing.T, settings, config string) *world {
@@ -145,6 +146,7 @@ func (w *world) shim(stdin []byte, args ...string) result {
 	// Race mode otherwise sleeps for a second at exit.
 	cmd.Env = append(os.Environ(), append([]string{"GORACE=atexit_sleep_ms=0", testSettings + "=" + w.settings, testSocketDir + "=" + w.socketDir}, w.env...)...)
 	cmd.Stdin = bytes.NewReader(stdin)
+	cmd.ExtraFiles = w.files
 	var out, errb bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errb
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}

@@ -6,15 +6,18 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	"github.com/containerd/containerd/api/types/runc/options"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -154,6 +157,43 @@ func TestResident(t *testing.T) {
 	if id := w.resident(); id.open() < 0 {
 		t.Errorf("shim.pid names no process: %v", id)
 	}
+}
+
+// What containerd's starter leaves open does not reach the resident, nor does it take
+// a kernel newer than 5.10, where close_range(2) knows no flags.
+func TestStartOnLinux510(t *testing.T) {
+	left, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer left.Close()
+	w := newWorld(t, "", minimalConfig)
+	w.files = []*os.File{left, left, left}
+	started := make(chan result, 1)
+	go func() {
+		defer close(started)
+		runtime.LockOSThread() // never unlocked: the filter ends with the thread
+		if err := refuse(unix.SYS_CLOSE_RANGE); err != nil {
+			t.Error(err)
+		}
+		started <- w.shim(marshal(t, params("c")), flags("c", "start")...)
+	}()
+	address(t, <-started)
+	if got := w.facts().Files["5"]; got == os.DevNull {
+		t.Error("descriptor 5 is its starter's")
+	}
+}
+
+// refuse makes a system call fail with EINVAL in this thread and its children.
+func refuse(nr uint32) error {
+	program := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}, // the number, at the begin of seccomp_data
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: nr, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EINVAL)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	filter := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
+	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&filter)), 0, 0)
 }
 
 func TestStartAgain(t *testing.T) {
