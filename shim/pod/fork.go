@@ -252,6 +252,9 @@ func (j *job) runSettings() syscall.Errno {
 	return 0
 }
 
+// maxDescriptors is far above the number of any that a process which makes a pod has.
+const maxDescriptors = 256
+
 // runInit is the pod's first process until its exec.
 //
 // It stands in the host's mount namespace, and a container that shares its process
@@ -292,8 +295,9 @@ func (j *job) runConfine() syscall.Errno {
 			return errno
 		}
 	}
-	if _, errno := raw(unix.SYS_CLOSE_RANGE, 3, uintptr(^uint32(0)), unix.CLOSE_RANGE_CLOEXEC, 0, 0); errno != 0 {
-		return errno
+	// By close_range(2) only from Linux 5.11 on.
+	for fd := uintptr(3); fd < maxDescriptors; fd++ {
+		_, _ = raw(unix.SYS_FCNTL, fd, unix.F_SETFD, unix.FD_CLOEXEC, 0, 0)
 	}
 	j.report.step = stepDrop
 	if _, errno := raw(unix.SYS_SETGROUPS, 0, 0, 0, 0, 0); errno != 0 {
