@@ -45,7 +45,8 @@ type Loop struct {
 	jobs    int
 	ended   uint64 // jobs
 	quiesce func()
-	pausing atomic.Bool // quiesce is set: read by jobs
+	pausing atomic.Bool  // quiesce is set: read by jobs
+	bounded atomic.Int32 // jobs of Go in flight
 	stopped bool
 
 	mu     sync.Mutex
@@ -202,15 +203,25 @@ func (l *Loop) drain(uint32) {
 
 // Go runs work in a goroutine of its own, then done, if not nil, on the loop.
 func (l *Loop) Go(work, done func()) {
+	l.bounded.Add(1)
+	l.GoOn(work, func() {
+		l.bounded.Add(-1)
+		if done != nil {
+			done()
+		}
+	})
+}
+
+// GoOn is Go for work that has no end of its own, as copying has not: it asks
+// Quiescing, which keeps it going as long as a job of Go is in flight.
+func (l *Loop) GoOn(work, done func()) {
 	l.jobs++
 	go func() {
 		work()
 		l.Post(func() {
 			l.jobs--
 			l.ended++
-			if done != nil {
-				done()
-			}
+			done()
 		})
 	}()
 }
@@ -221,8 +232,8 @@ func (l *Loop) Busy() bool { return l.jobs > 0 }
 // Finished returns how many jobs have ended so far.
 func (l *Loop) Finished() uint64 { return l.ended }
 
-// Quiesce calls f once no job is in flight and nothing is posted. Until then Quiescing is true, and
-// jobs that have no end of their own (copy loops) should come to one.
+// Quiesce calls f once no job is in flight and nothing is posted. When only jobs of
+// GoOn are left, Quiescing is true, and these should come to an end.
 func (l *Loop) Quiesce(f func()) {
 	l.quiesce = f
 	l.pausing.Store(true)
@@ -231,7 +242,7 @@ func (l *Loop) Quiesce(f func()) {
 
 // Quiescing tells jobs without an end of their own to pause. Safe from any
 // goroutine.
-func (l *Loop) Quiescing() bool { return l.pausing.Load() }
+func (l *Loop) Quiescing() bool { return l.pausing.Load() && l.bounded.Load() == 0 }
 
 // Timer is a pending call made by After.
 type Timer struct {

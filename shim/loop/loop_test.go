@@ -106,14 +106,36 @@ func TestJobsAwaitAndQuiesce(t *testing.T) {
 			}
 			l.Stop()
 		})
-		if !l.Quiescing() {
-			t.Error("not quiescing while a job is in flight")
+		if l.Quiescing() {
+			t.Error("copying is to end while a job is in flight that may take long")
 		}
 	})
 	if got != nil || !loop.IsTimeout(timedOut) {
 		t.Errorf("got %v and %v, want success and a timeout", got, timedOut)
 	}
 	if order != "job quiet" {
+		t.Errorf("got order %q", order)
+	}
+}
+
+// Work without an end goes on as long as something is waited for that has one.
+func TestQuiesceEndsEndlessJobsLast(t *testing.T) {
+	order := ""
+	run(t, func(l *loop.Loop) {
+		release := make(chan struct{})
+		l.GoOn(func() {
+			for !l.Quiescing() {
+				time.Sleep(time.Millisecond)
+			}
+		}, func() { order += "endless " })
+		l.Go(func() { <-release }, func() { order += "job " })
+		l.Quiesce(func() {
+			order += "quiet"
+			l.Stop()
+		})
+		l.After(20*time.Millisecond, func() { close(release) })
+	})
+	if order != "job endless quiet" {
 		t.Errorf("got order %q", order)
 	}
 }

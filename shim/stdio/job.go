@@ -90,7 +90,7 @@ func (s *Streams) work() {
 	s.jobClients.Lend()
 	s.yield.Store(false)
 	s.reopening, s.reopens = s.reopens, nil
-	s.l.Go(s.copyJob, s.copied)
+	s.l.GoOn(s.copyJob, s.copied)
 }
 
 // copyFlows is the job. It ends when no flow can go on, or its time is over.
