@@ -49,6 +49,26 @@ func (e *env) attach(t *testing.T, id, bundle, address string, root []*types.Mou
 	return s
 }
 
+// containerd's state directory may be behind a symbolic link.
+func TestBundleBehindALink(t *testing.T) {
+	forRuntimes(t, func(t *testing.T, e *env) {
+		id, link := id(t), t.TempDir()+"/link"
+		bundle := e.bundle(t, id)
+		if err := os.Symlink(bundle, link); err != nil {
+			t.Fatal(err)
+		}
+		result, err := e.start(t, id, link, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := e.attach(t, id, link, result.Address, e.rootfs(t, id))
+		s.run(t, stdio{})
+		s.kill(t, unix.SIGKILL)
+		s.wait(t, "")
+		s.delete(t, "")
+	})
+}
+
 // 1, 2, 3, 4: both bootstrap protocols. Nothing reads the log fifo here.
 func TestStart(t *testing.T) {
 	forRuntimes(t, func(t *testing.T, e *env) {

@@ -14,6 +14,8 @@
 // (shim/bootstrap, shim/options) nor what is done with it.
 package plan
 
+import "golang.org/x/sys/unix"
+
 // Names of the files in a bundle that berth's parts agree on.
 const (
 	// File holds the encoded Plan.
@@ -127,4 +129,12 @@ type Plan struct {
 	ExitCommand []string // with arguments; executed when everything else is done
 	ExitDelay   int64    // nanoseconds, before the command
 	OOMScore    int32    // that of the shim's starter, which the command gets
+}
+
+// In tells whether path is the bundle, which its user may see behind a symbolic link:
+// the shim knows it as its working directory, without any.
+func (p *Plan) In(path string) bool {
+	var own, other unix.Stat_t
+	return path == p.Bundle || unix.Stat(p.Bundle, &own) == nil && unix.Stat(path, &other) == nil &&
+		own.Dev == other.Dev && own.Ino == other.Ino
 }

@@ -185,7 +185,7 @@ func (s *Service) create(c *ttrpc.Call) {
 	case err != nil:
 	case r.SandboxID != p.ID:
 		err = fault.New(fault.InvalidArgument, "create sandbox "+r.SandboxID+": this shim is for "+p.ID)
-	case r.BundlePath != p.Bundle:
+	case !p.In(r.BundlePath):
 		err = fault.New(fault.InvalidArgument, "create sandbox "+r.SandboxID+": bundle is "+r.BundlePath+", this shim was started in "+p.Bundle)
 	}
 	if err != nil {

@@ -211,7 +211,7 @@ func (s *Service) accept(r *wire.CreateTaskRequest) error {
 		return fault.New(fault.FailedPrecondition, "create container "+r.ID+": this shim serves a sandbox")
 	case s.container != nil || s.creating:
 		return fault.New(fault.AlreadyExists, "container "+r.ID+" already exists")
-	case r.Bundle != p.Bundle:
+	case !p.In(r.Bundle):
 		return fault.New(fault.InvalidArgument, "create container "+r.ID+": bundle is "+r.Bundle+", this shim was started in "+p.Bundle)
 	}
 	return nil
