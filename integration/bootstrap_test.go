@@ -69,6 +69,50 @@ func TestBundleBehindALink(t *testing.T) {
 	})
 }
 
+// A shim that is told to end has events to deliver, and containerd is away. It does not
+// get the next container of its name.
+func TestStartWhileTheLastShimEnds(t *testing.T) {
+	forRuntimes(t, func(t *testing.T, e *env) {
+		if e.rt.Name != host.Native.Name {
+			return
+		}
+		id := id(t)
+		bundle, root := e.bundle(t, id), e.rootfs(t, id)
+		p := e.params(id)
+		p.ContainerdTtrpcAddress = t.TempDir() + "/away.sock"
+		start := func() *shim {
+			t.Helper()
+			result, err := e.startWith(t, p, bundle)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return e.attach(t, id, bundle, result.Address, root)
+		}
+		first := start()
+		first.run(t, stdio{})
+		first.kill(t, unix.SIGKILL)
+		first.wait(t, "")
+		first.delete(t, "")
+		if _, err := first.Shutdown(e.ctx(t), &taskapi.ShutdownRequest{ID: id}); err != nil {
+			t.Fatal(err)
+		}
+		second := start()
+		if second.pid == first.pid {
+			t.Errorf("the shim that ends, %d, was answered with", first.pid)
+		}
+		second.run(t, stdio{})
+		eventually(t, patience, func() string {
+			if unix.Kill(first.pid, 0) == nil {
+				return "the first shim is there"
+			}
+			return ""
+		})
+		if got := second.status(t).String(); got != "RUNNING" {
+			t.Errorf("status %s", got)
+		}
+	})
+}
+
 // 1, 2, 3, 4: both bootstrap protocols. Nothing reads the log fifo here.
 func TestStart(t *testing.T) {
 	forRuntimes(t, func(t *testing.T, e *env) {

@@ -150,13 +150,18 @@ func (e *env) start(t *testing.T, id, bundle string, options proto.Message) (*bo
 			t.Fatal(err)
 		}
 	}
+	return e.startWith(t, p, bundle)
+}
+
+func (e *env) startWith(t *testing.T, p *bootapi.BootstrapParams, bundle string) (*bootapi.BootstrapResult, error) {
+	t.Helper()
 	in, err := proto.Marshal(p)
 	if err != nil {
 		t.Fatal(err)
 	}
 	// As containerd: the log fifo is open for reading beforehand.
 	drain(t, filepath.Join(bundle, "log"))
-	cmd := e.command(id, bundle, "start")
+	cmd := e.command(p.InstanceID, bundle, "start")
 	cmd.Stdin = bytes.NewReader(in)
 	// Together, as containerd reads them: a byte on stderr spoils the answer.
 	out, err := cmd.CombinedOutput()

@@ -255,11 +255,11 @@ func (s *server) end() {
 	if s.ending {
 		return
 	}
-	s.ending = true
-	s.events.Flush(flushLimit, func() {
-		_ = unix.Unlink(s.plan.Socket)
-		s.loop.Stop()
-	})
+	s.ending, s.tasks.Ending = true, true
+	// Before the last events are out: a start for a new container of this name must not
+	// find this shim.
+	_ = unix.Unlink(s.plan.Socket)
+	s.events.Flush(flushLimit, s.loop.Stop)
 }
 
 // name gives the process the short name (proc_pid_comm(5)) that tools look for.

@@ -29,6 +29,8 @@ type Service struct {
 	Shutdown func()
 	// Deleted is called when the container has been deleted.
 	Deleted func()
+	// Ending: the shim is about to end and takes no container any more.
+	Ending bool
 
 	host      container.Host
 	connected bool
@@ -209,6 +211,8 @@ func (s *Service) accept(r *wire.CreateTaskRequest) error {
 		return fault.New(fault.InvalidArgument, "create container "+r.ID+": this shim is for "+p.ID)
 	case p.Sandboxer:
 		return fault.New(fault.FailedPrecondition, "create container "+r.ID+": this shim serves a sandbox")
+	case s.Ending:
+		return fault.New(fault.Unavailable, "create container "+r.ID+": this shim is ending")
 	case s.container != nil || s.creating:
 		return fault.New(fault.AlreadyExists, "container "+r.ID+" already exists")
 	case !p.In(r.Bundle):
