@@ -14,6 +14,7 @@ import (
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
+	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"golang.org/x/sys/unix"
@@ -309,6 +310,53 @@ func TestUpgradeToABrokenProgramIsRefused(t *testing.T) {
 // requestUpgrade makes the call that the upgrade command makes.
 func requestUpgrade(ctx context.Context, s *shim, binary string) error {
 	return s.conn.Call(ctx, "berth.shim.v1.Control", "Upgrade", &taskapi.ConnectRequest{ID: binary}, &taskapi.ConnectRequest{})
+}
+
+// An upgrade that waits for the runtime is not mistaken for a fresh start, which is due
+// meanwhile.
+func TestUpgradeWhenAFreshStartIsDue(t *testing.T) {
+	forRuntimes(t, func(t *testing.T, e *env) {
+		if e.rt.Name != host.Native.Name {
+			return
+		}
+		sab := sabotage(t)
+		s := e.shimNamed(t, id(t), &runtimeoptions.Options{
+			ConfigBody: fmt.Appendf(nil, "runtime = %q\nheap_bound = 1\n", sab.program()),
+		})
+		s.run(t, stdio{})
+		sab.inject(t, "hang", "exec")
+		started := make(chan error, 1)
+		if err := s.exec(t, "x", stdio{}, nil, "true"); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			_, err := s.Start(e.ctx(t), &taskapi.StartRequest{ID: s.id, ExecID: "x"})
+			started <- err
+		}()
+		eventually(t, patience, func() string {
+			if !sab.called("exec") {
+				return "the runtime is not asked to exec"
+			}
+			return ""
+		})
+		binary := e.copyOf(t)
+		upgraded := make(chan error, 1)
+		go func() { upgraded <- requestUpgrade(e.ctx(t), s, binary) }()
+		time.Sleep(4 * time.Second) // a fresh start is due 3 s after work
+		sab.relent(t)
+		if err := <-started; err != nil {
+			t.Errorf("exec: %v", err)
+		}
+		if err := <-upgraded; err != nil {
+			t.Errorf("upgrade: %v", err)
+		}
+		if got := program(t, s.pid); got != binary {
+			t.Errorf("the shim runs %s after the upgrade", got)
+		}
+		if got := s.wait(t, "x"); got != 0 {
+			t.Errorf("exec ended with %d", got)
+		}
+	})
 }
 
 // SIGUSR2 has the shim run what has its program's path now.

@@ -45,7 +45,7 @@ func (s *server) startAfresh() {
 	if s.plan.HeapBoundBytes > 0 {
 		bound = uint64(s.plan.HeapBoundBytes)
 	}
-	if s.ending || s.served || s.tasks.Busy() || s.pod != nil && s.pod.Busy() || s.memory() < s.refresh.base+bound {
+	if s.ending || s.served || s.upgrading || s.tasks.Busy() || s.pod != nil && s.pod.Busy() || s.memory() < s.refresh.base+bound {
 		return
 	}
 	s.log.note("starting afresh")

@@ -58,6 +58,9 @@ type server struct {
 	ending   bool
 	refresh  refresh
 	resumed  bool // serving again what the previous program had not answered
+	// upgrading: another program was asked for. A fresh start of this one would pass for
+	// it, with the request unanswered.
+	upgrading bool
 }
 
 // Serve is the resident process: it returns when the shim has nothing left to

@@ -29,6 +29,15 @@ func (s *server) upgradeBySignal() {
 // upgrade replaces the program by binary, if that can take over; else failed is
 // called and nothing has happened.
 func (s *server) upgrade(binary string, failed func(error)) {
+	if s.upgrading {
+		failed(fault.New(fault.Unavailable, "another upgrade is under way"))
+		return
+	}
+	s.upgrading = true
+	fail := func(err error) {
+		s.upgrading = false
+		failed(err)
+	}
 	s.loop.Quiesce(func() {
 		before := s.plan.Binary
 		s.plan.Binary = binary
@@ -37,14 +46,14 @@ func (s *server) upgrade(binary string, failed func(error)) {
 		var err error
 		s.loop.Go(func() { err = handover.Check(s.children, binary, state) }, func() {
 			if err != nil {
-				failed(err)
+				fail(err)
 				return
 			}
 			s.plan.Binary = binary
 			s.log.note("upgrading to " + binary)
 			s.replace(binary, func(err error) {
 				s.plan.Binary = before
-				failed(err)
+				fail(err)
 			})
 		})
 	})
@@ -58,12 +67,14 @@ const (
 )
 
 // replace executes binary in place of this program at the next moment without
-// jobs. failed is called if that did not work, with everything as it was.
+// jobs. failed is called if that did not work, with everything as it was. A fresh
+// start gives way to an upgrade.
 func (s *server) replace(binary string, failed func(error)) {
 	tries := 0
 	var try func()
 	try = func() {
 		switch tries++; {
+		case binary == handover.Self() && s.upgrading:
 		case s.ending || tries > busyTries:
 			failed(fault.New(fault.Unavailable, "the shim is ending, or its container waits to be restored"))
 		case s.tasks.Busy(), s.pod != nil && s.pod.Busy():
