@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
@@ -243,6 +244,22 @@ func TestIDsInUse(t *testing.T) {
 		_, err := s.Start(e.ctx(t), &taskapi.StartRequest{ID: s.id, ExecID: "two"})
 		if err == nil || e.rt.Berth && !errdefs.IsFailedPrecondition(class(err)) {
 			t.Errorf("exec after the end: got %v, want FailedPrecondition", err)
+		}
+	})
+}
+
+// A container of that id which the runtime has for somebody else is left alone.
+func TestIDOfAnother(t *testing.T) {
+	forRuntimes(t, func(t *testing.T, e *env) {
+		e.berthOnly(t)
+		sab := sabotage(t)
+		write(t, sab.dir+"/fail.create", "container with given ID already exists")
+		s := e.shimNamed(t, id(t), sab.options(e.rt).(proto.Message))
+		if _, err := s.create(e.ctx(t), stdio{}); !errdefs.IsAlreadyExists(class(err)) {
+			t.Errorf("got %v, want AlreadyExists", err)
+		}
+		if sab.called("delete") {
+			t.Error("it was deleted")
 		}
 	})
 }

@@ -231,18 +231,24 @@ func (c *Container) create(r *CreateRequest, u *undo, l *launch) error {
 	if r.Checkpoint != "" {
 		return nil
 	}
-	u.add(func() error {
-		if err := c.h.Runtime.Delete(p.ID, true); fault.CodeOf(err) != fault.NotFound {
-			return err
-		}
-		return nil
-	})
-	return l.run(c.h.Loop, c.path(plan.InitPidFile), func(console string) error {
+	err := l.run(c.h.Loop, c.path(plan.InitPidFile), func(console string) error {
 		return c.h.Runtime.Create(&runc.Creation{
 			ID: p.ID, PidFile: plan.InitPidFile, ConsoleSocket: console, Files: l.streams.Files(),
 			NoPivot: p.NoPivot, NoNewKeyring: p.NoNewKeyring, Timeout: c.limit(r.Limit),
 		})
 	})
+	if fault.CodeOf(err) != fault.AlreadyExists { // else what the runtime has is not this container
+		u.add(c.discard)
+	}
+	return err
+}
+
+// discard makes the runtime forget a container that has not come to life.
+func (c *Container) discard() error {
+	if err := c.h.Runtime.Delete(c.h.Plan.ID, true); fault.CodeOf(err) != fault.NotFound {
+		return err
+	}
+	return nil
 }
 
 // mountRootfs mounts ms at target. Ids are mapped as the user namespace at userns
