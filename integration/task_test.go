@@ -264,6 +264,39 @@ func TestIDOfAnother(t *testing.T) {
 	})
 }
 
+// Of two Deletes at a time one finds the container; it is deleted once.
+func TestDeleteTwice(t *testing.T) {
+	forRuntimes(t, func(t *testing.T, e *env) {
+		e.berthOnly(t)
+		r := e.record(t)
+		s := e.shim(t, oci.WithProcessArgs("true"))
+		s.run(t, stdio{})
+		s.wait(t, "")
+		ctx := e.ctx(t)
+		errs := make(chan error, 2)
+		for range cap(errs) {
+			go func() {
+				_, err := s.Delete(ctx, &taskapi.DeleteRequest{ID: s.id})
+				errs <- err
+			}()
+		}
+		got := []error{<-errs, <-errs}
+		if got[0] != nil {
+			slices.Reverse(got)
+		}
+		if got[0] != nil || !errdefs.IsNotFound(class(got[1])) {
+			t.Errorf("got %v, want one success and one NotFound", got)
+		}
+		s.end(t) // with its last event
+		want := []string{"create", "start", "exit", "delete"}
+		r.until(t, s.id, "delete")
+		r.sync(t, patience)
+		if got := r.names(s.id); !cmp.Equal(got, want) {
+			t.Errorf("events %q", got)
+		}
+	})
+}
+
 // 14: start precedes exit, however short the process.
 func TestShortProcess(t *testing.T) {
 	rounds := 200

@@ -71,6 +71,7 @@ type Container struct {
 	checkpointing bool // a checkpoint is in progress
 	left          bool // init was ended by one, as its caller wished
 	recorded      bool // the exit files are written
+	deleted       bool // nothing is left of it
 
 	seccomp      *seccomp.Notifier // nil: none
 	seccompTimer *loop.Timer

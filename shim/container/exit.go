@@ -160,12 +160,18 @@ func (c *Container) leave(name, text string, dirs ...string) {
 	}
 }
 
+// errDeleted is the answer to a Delete that had to wait for another one.
+var errDeleted = fault.New(fault.NotFound, "has been deleted")
+
 // Delete takes away a container that has ended or was never started, and
 // everything of it on the host. reply gets the pid and exit of init. After an
 // error it can be called again.
 func (c *Container) Delete(reply func(pid int, e process.Exit, err error)) {
 	c.steps.Do(func() {
 		err := c.state.permit(Delete)
+		if c.deleted {
+			err = errDeleted
+		}
 		if err == nil && c.state == Created {
 			err = c.init.Kill(int(unix.SIGKILL))
 			if err == process.ErrFinished { // its end is on the way
@@ -203,6 +209,7 @@ func (c *Container) remove(reply func(pid int, e process.Exit, err error)) {
 		c.endStreams(func() {
 			e := wire.TaskDelete{ContainerID: c.h.Plan.ID, Pid: uint32(c.init.pid), ExitStatus: uint32(c.init.exit.Code), ExitedAt: c.init.exit.At}
 			c.publish(e.Topic(), e.TypeURL(), e.Append(nil))
+			c.deleted = true
 			reply(c.init.pid, c.init.exit, nil)
 			c.steps.Next()
 		})
