@@ -365,6 +365,31 @@ func TestExecsExitBeforeInit(t *testing.T) {
 	})
 }
 
+// A container that is killed while it is being paused ends: in cgroup v1 the frozen do
+// not die.
+func TestKillWhilePausing(t *testing.T) {
+	forRuntimes(t, func(t *testing.T, e *env) {
+		e.berthOnly(t)
+		for i := range 5 {
+			t.Run(fmt.Sprint(i), func(t *testing.T) {
+				s := e.shim(t)
+				s.run(t, stdio{})
+				ctx := e.ctx(t)
+				paused := make(chan struct{})
+				go func() {
+					defer close(paused)
+					_, _ = s.Pause(ctx, &taskapi.PauseRequest{ID: s.id}) // or too late
+				}()
+				s.kill(t, unix.SIGKILL)
+				<-paused
+				if got := s.wait(t, ""); got != 137 {
+					t.Errorf("exit status %d", got)
+				}
+			})
+		}
+	})
+}
+
 // An exec that ends at once: started before exit.
 func TestShortExec(t *testing.T) {
 	forRuntimes(t, func(t *testing.T, e *env) {

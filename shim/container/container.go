@@ -65,6 +65,7 @@ type Container struct {
 	// runtime call is in flight. Ends are told after their beginnings.
 	starting  bool
 	starts    int
+	killed    bool // init was sent SIGKILL
 	initEnded bool // init is gone; its end may still wait for those of execs
 	closing   bool // there shall be no more execs
 

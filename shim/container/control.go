@@ -70,8 +70,11 @@ func (c *Container) frozen(before, after State, err error) {
 	if after == Paused {
 		e := wire.TaskPaused{ContainerID: c.h.Plan.ID}
 		c.publish(e.Topic(), e.TypeURL(), e.Append(nil))
-		if c.initEnded {
+		switch {
+		case c.initEnded:
 			c.endRest()
+		case c.killed:
+			c.thaw()
 		}
 		return
 	}
@@ -175,9 +178,7 @@ func (c *Container) Kill(sig int, all bool, reply func(error)) {
 		reply(nil)
 	case !all || c.group == nil || !c.group.Own():
 		err := c.init.Kill(sig)
-		if err == nil && sig == int(unix.SIGKILL) && c.state == Paused {
-			c.thaw() // in cgroup v1 the frozen do not die
-		}
+		c.signalled(sig, err)
 		reply(err)
 	default:
 		if c.initEnded {
@@ -186,7 +187,22 @@ func (c *Container) Kill(sig int, all bool, reply func(error)) {
 		}
 		group := c.group
 		var err error
-		c.h.Loop.Go(func() { err = killAll(group, sig) }, func() { reply(err) })
+		c.h.Loop.Go(func() { err = killAll(group, sig) }, func() {
+			c.signalled(sig, err)
+			reply(err)
+		})
+	}
+}
+
+// signalled is called when init has got sig. In cgroup v1 the frozen do not die: what
+// has been killed does not stay frozen, nor becomes it.
+func (c *Container) signalled(sig int, err error) {
+	if err != nil || sig != int(unix.SIGKILL) {
+		return
+	}
+	c.killed = true
+	if c.state == Paused {
+		c.thaw()
 	}
 }
 
