@@ -13,15 +13,19 @@ import (
 	"testing"
 	"time"
 
+	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/api/types/runtimeoptions/v1"
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/berthd/berth/integration/host"
 )
@@ -569,4 +573,100 @@ func (e *env) startAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestRestoreInterrupted: a signal that comes while a container is being restored
+// reaches it, and a restore that is given up leaves nothing. Needs criu.
+func TestRestoreInterrupted(t *testing.T) {
+	if os.Getenv("BERTH_TEST_OCI") == "crun" {
+		t.Skip("Debian's crun needs libcriu, which .deps does not have")
+	}
+	forRuntimes(t, func(t *testing.T, e *env) {
+		e.berthOnly(t)
+		images := t.TempDir()
+		s := e.shim(t)
+		s.run(t, stdio{})
+		exit, err := typeurl.MarshalAnyToProto(&options.CheckpointOptions{Exit: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Checkpoint(e.ctx(t), &taskapi.CheckpointTaskRequest{ID: s.id, Path: images, Options: exit}); err != nil {
+			t.Fatal(err)
+		}
+		s.wait(t, "")
+		s.delete(t, "")
+		s.end(t)
+
+		r := e.record(t)
+		// restore begins to restore, and lets meanwhile happen in the middle of it.
+		restore := func(name string, limit time.Duration, meanwhile func(s *shim, sab *saboteur)) (*shim, error) {
+			t.Helper()
+			sab := sabotage(t)
+			s := e.shimNamed(t, id(t)+name, sab.options(e.rt).(proto.Message))
+			_, err := s.Create(e.ctx(t), &taskapi.CreateTaskRequest{ID: s.id, Bundle: s.bundle, Rootfs: s.root, Checkpoint: images})
+			if err != nil {
+				t.Fatal(err)
+			}
+			sab.inject(t, "hang", "restore")
+			started := make(chan error, 1)
+			ctx, cancel := context.WithTimeout(e.ctx(t), limit)
+			defer cancel()
+			go func() {
+				_, err := s.Start(ctx, &taskapi.StartRequest{ID: s.id})
+				started <- err
+			}()
+			eventually(t, patience, func() string {
+				if !sab.called("restore") {
+					return "the runtime is not asked to restore"
+				}
+				return ""
+			})
+			meanwhile(s, sab)
+			return s, <-started
+		}
+		killed := make(chan error, 1)
+		s, err = restore("-killed", patience, func(s *shim, sab *saboteur) {
+			go func() {
+				_, err := s.Kill(e.ctx(t), &taskapi.KillRequest{ID: s.id, Signal: uint32(unix.SIGKILL)})
+				killed <- err
+			}()
+			if got := s.status(t); got != tasktypes.Status_CREATED { // behind the signal
+				t.Errorf("%v while it is being restored", got)
+			}
+			sab.relent(t)
+		})
+		if err != nil {
+			t.Fatalf("start: %v", err)
+		}
+		if err := <-killed; err != nil {
+			t.Errorf("kill: %v", err)
+		}
+		if got := s.wait(t, ""); got != 137 {
+			t.Errorf("exit status %d, want 137", got)
+		}
+		s.delete(t, "")
+		if got, want := r.until(t, s.id, "delete"), []string{"create", "start", "exit", "delete"}; !slices.Equal(got, want) {
+			t.Errorf("events %q, want %q", got, want)
+		}
+
+		var left string
+		s, err = restore("-given-up", 2*time.Second, func(s *shim, _ *saboteur) {
+			left = "/run/containerd/runc/" + e.Namespace + "/" + s.id // of a runtime that had begun
+			if err := os.MkdirAll(left, 0o700); err != nil {
+				t.Error(err)
+			}
+		})
+		if err == nil {
+			t.Error("a restore that hangs succeeds")
+		}
+		eventually(t, patience, func() string {
+			if _, err := s.Delete(e.ctx(t), &taskapi.DeleteRequest{ID: s.id}); err != nil {
+				return err.Error()
+			}
+			return ""
+		})
+		if _, err := os.Stat(left); err == nil {
+			t.Errorf("%s is left", left)
+		}
+	})
 }

@@ -169,6 +169,11 @@ func (c *Container) criuWork(what string) string {
 // Kill sends sig to init, or to every process of the container.
 func (c *Container) Kill(sig int, all bool, reply func(error)) {
 	switch {
+	case c.state == Restorable && c.starting: // its init is on the way
+		c.steps.Do(func() {
+			c.Kill(sig, all, reply)
+			c.steps.Next()
+		})
 	case c.state == Restorable:
 		if sig == int(unix.SIGKILL) || sig == int(unix.SIGTERM) {
 			c.state = Stopped

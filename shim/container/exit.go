@@ -236,7 +236,12 @@ func (c *Container) endStreams(f func()) {
 // has done it.
 func (c *Container) clean() error {
 	p := c.h.Plan
-	if c.checkpoint != "" && c.init.pid == 0 {
+	if c.init.pid == 0 { // not restored, or not to its end
+		if c.h.Runtime.Exists(p.ID) {
+			if err := c.discard(); err != nil {
+				return err
+			}
+		}
 		return c.unmount()
 	}
 	if err := c.deleteNative(); err != nil {
