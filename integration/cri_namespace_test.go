@@ -241,10 +241,19 @@ func podUserNamespaces(t *testing.T, n *node) {
 		}
 		_ = os.Remove(volume + "/new")
 	}
-	n.podRefused(t, n.handler, "mapping", sharing(ownUsers), func(c *runtime.PodSandboxConfig) {
-		users := c.Linux.SecurityContext.NamespaceOptions.UsernsOptions
-		users.Uids = append(users.Uids, &runtime.IDMapping{HostId: 500000, ContainerId: 65536, Length: 10})
-	})
+	for _, c := range []struct {
+		why    string
+		change func(*runtime.UserNamespace)
+	}{
+		{"mapping", func(u *runtime.UserNamespace) {
+			u.Uids = append(u.Uids, &runtime.IDMapping{HostId: 500000, ContainerId: 65536, Length: 10})
+		}},
+		{"mapping", func(u *runtime.UserNamespace) { u.Uids[0].ContainerId, u.Gids[0].ContainerId = 1, 1 }},
+		{"mode", func(u *runtime.UserNamespace) { u.Mode, u.Uids, u.Gids = runtime.NamespaceMode_CONTAINER, nil, nil }},
+		{"mode", func(u *runtime.UserNamespace) { u.Mode, u.Uids, u.Gids = runtime.NamespaceMode_TARGET, nil, nil }},
+	} {
+		n.podRefused(t, n.handler, c.why, sharing(ownUsers), sharing(func(o *runtime.NamespaceOption) { c.change(o.UsernsOptions) }))
+	}
 	pod := n.pod(t, sharing(ownUsers))
 	n.refused(t, pod, in(pod, "true", security(func(s *runtime.LinuxContainerSecurityContext) {
 		s.NamespaceOptions.UsernsOptions.Uids[0].HostId++

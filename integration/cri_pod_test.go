@@ -29,6 +29,11 @@ import (
 // TestPods runs pods through containerd's CRI plugin: what the validation suite
 // of Kubernetes does with a runtime, and more.
 func TestPods(t *testing.T) {
+	t.Cleanup(func() {
+		for _, dir := range cgroupsOf("") { // see podPlain
+			_ = os.Remove(dir)
+		}
+	})
 	nodes(t, func(t *testing.T, n *node) {
 		n.sub(t, "life", podLife)
 		n.together(
@@ -51,6 +56,7 @@ func TestPods(t *testing.T) {
 			podCase{"refusals", podRefusals},
 			podCase{"events", podEvents},
 			podCase{"stats", podStats},
+			podCase{"plain", podPlain},
 			podCase{"resources", podResources},
 			podCase{"update", podUpdate},
 			podCase{"shrink", podShrink},

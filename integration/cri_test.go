@@ -126,15 +126,15 @@ func (n *node) makeCgroup() error {
 // pauseless tells whether the pods have no pause container.
 func (n *node) pauseless() bool { return n.rt.Label == pauseless.Label }
 
-// pauseImage tells whether containerd wants the pause image for the pods.
+// pauseImage tells whether containerd wants the pause image for the pods. An older one
+// does for pods of all kinds.
 func (n *node) pauseImage(t *testing.T) bool {
 	t.Helper()
-	return !n.pauseless() || n.alwaysPauseImage(t)
+	return !n.pauseless() || n.older(t)
 }
 
-// alwaysPauseImage tells whether this containerd wants it for pods of all kinds, as
-// 2.3 does.
-func (n *node) alwaysPauseImage(t *testing.T) bool {
+// older tells whether this containerd is the oldest that the tests are for, 2.3.
+func (n *node) older(t *testing.T) bool {
 	t.Helper()
 	v, err := n.Daemon.Client().Version(n.ctx(t))
 	if err != nil {

@@ -103,7 +103,7 @@ func importingNode(t *testing.T, file string, pause bool, path []string) *node {
 	}
 	n := &node{env: &env{rt: host.Native, Daemon: d}}
 	images := []string{"busybox"} // CRI learns of them in this order, and connect waits for it
-	if pause || n.alwaysPauseImage(t) {
+	if pause || n.older(t) {
 		images = []string{"pause", "busybox"}
 	}
 	for _, image := range images {

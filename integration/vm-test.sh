@@ -28,7 +28,7 @@ for unit in "${units[@]}"; do
 done
 
 plain='^Test(StateTable|MissingProgram|CgroupStats|CgroupOOM|Update|DeathWhilePaused|KillAll|SharedPIDNamespace|TaskOfKilledShim|CtrTasks|DeleteVerb)$'
-pods='^TestPods$/^(berth|pauseless)$/^(life|stats|update|out_of_memory|sysctls|user_namespace|shared_processes)$'
+pods='^TestPods$/^(berth|pauseless)$/^(life|plain|stats|update|out_of_memory|sysctls|user_namespace|shared_processes)$'
 kubelet='^TestKubelet$/^berth_pauseless$'
 systemd='^Test(CgroupSystemd|CgroupOOM|ImagePullScope)$'
 
