@@ -54,7 +54,7 @@ type Pod struct {
 // has touched nothing, when the container is in no pod of ours. Joining again is
 // as joining once.
 //
-// A pod whose state is lost, in parts or altogether, is FailedPrecondition, an id
+// A pod that has stopped, or whose state is lost, is FailedPrecondition, an id
 // that is no plain name or a malformed specification InvalidArgument. After an
 // error nothing is changed.
 func (j *Joiner) Join() (*Pod, error) {
@@ -110,6 +110,9 @@ func (j *Joiner) find(s *spec) (string, *pod.Record, error) {
 	}
 	if err != nil {
 		return "", nil, fault.Wrap(fault.FailedPrecondition, "pod "+s.sandboxID+": its state was lost", err)
+	}
+	if _, err := os.Lstat(filepath.Join(dir, sandbox.StoppedFile)); err == nil {
+		return "", nil, fault.New(fault.FailedPrecondition, "pod "+s.sandboxID+" has stopped")
 	}
 	return dir, record, nil
 }

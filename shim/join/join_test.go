@@ -280,6 +280,10 @@ func TestRefused(t *testing.T) {
 			code: fault.FailedPrecondition, text: "pod " + testPod + ": its state was lost",
 		},
 		{
+			name: "stopped", spoil: func(t *testing.T, w *world) { must(t, os.WriteFile(w.dir+"/stopped", nil, 0o600)) },
+			code: fault.FailedPrecondition, text: "pod " + testPod + " has stopped",
+		},
+		{
 			name: "no pod is named", config: edit(t, "plain", func(c map[string]any) { delete(c, "annotations") }),
 			code: fault.FailedPrecondition, text: "no pod is named",
 		},
