@@ -111,6 +111,12 @@ func podLists(t *testing.T, n *node) {
 		}
 	}
 	podStatus(t, n, ready)
+	for pod, running := range map[*cri.Pod]bool{ready: true, stopped: false} {
+		answer, err := n.PodSandboxStatus(n.ctx(t), &runtime.PodSandboxStatusRequest{PodSandboxId: pod.ID, Verbose: true})
+		if info := answer.GetInfo()["info"]; err != nil || strings.Contains(info, `"processStatus":"running"`) != running {
+			t.Errorf("verbose status %q, %v; running is %v", info, err, running)
+		}
+	}
 
 	config := in(ready, "trap 'exit 0' TERM; sleep 100000 & wait", func(c *runtime.ContainerConfig) {
 		c.Labels, c.Annotations, c.Metadata.Attempt = label, map[string]string{"note": "kept"}, 3

@@ -120,6 +120,12 @@ func (p *sandbox) state(t *testing.T) string {
 	if err != nil {
 		t.Fatalf("status: %v", err)
 	}
+	if text := r.GetInfo()["info"]; text != "" {
+		var info struct{ ProcessStatus string }
+		if err := json.Unmarshal([]byte(text), &info); err != nil || (info.ProcessStatus == "running") != (r.GetState() == "SANDBOX_READY") {
+			t.Errorf("it is %s, and more verbosely %q, %v", r.GetState(), info.ProcessStatus, err)
+		}
+	}
 	return r.GetState()
 }
 

@@ -192,10 +192,10 @@ func (p *planned) annotations() map[string]string {
 	return all
 }
 
-// info is the part of CRI's SandboxInfo that a shim knows.
+// info is the part of CRI's SandboxInfo that a shim knows, but for the processStatus,
+// which changes.
 type info struct {
 	Pid         uint32          `json:"pid"`
-	Status      string          `json:"processStatus"`
 	NetNSClosed bool            `json:"netNamespaceClosed"`
 	RuntimeType string          `json:"runtimeType"`
 	Config      *config         `json:"config"`
@@ -212,9 +212,7 @@ func (p *planned) write(r *Record) error {
 	if err != nil {
 		return err
 	}
-	if _, err := p.store(sandbox.InfoFile, &info{
-		Status: "running", RuntimeType: runtimeType, Config: p.config, RuntimeSpec: text,
-	}); err != nil {
+	if _, err := p.store(sandbox.InfoFile, &info{RuntimeType: runtimeType, Config: p.config, RuntimeSpec: text}); err != nil {
 		return err
 	}
 	_, err = p.store(sandbox.RecordFile, r)

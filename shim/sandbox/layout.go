@@ -33,7 +33,7 @@ const (
 	RecordFile = "pod.json"
 	// SpecFile is the OCI specification that containerd gets for the sandbox.
 	SpecFile = "spec.json"
-	// InfoFile is what a verbose status tells.
+	// InfoFile is what a verbose status tells, but for the pod's state.
 	InfoFile = "info.json"
 	// StoppedFile is there once the pod has stopped.
 	StoppedFile = "stopped"

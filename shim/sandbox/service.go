@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -377,7 +378,8 @@ func (s *Service) serveStatus(c *ttrpc.Call) {
 	}
 	if s.status.Verbose {
 		if info, err := os.ReadFile(filepath.Join(s.dir, InfoFile)); err == nil {
-			r.Info = []wire.KeyValue{{Key: "info", Value: string(info)}}
+			// An object in JSON, which gets one member more.
+			r.Info = []wire.KeyValue{{Key: "info", Value: `{"processStatus":"` + s.state.String() + `",` + strings.TrimPrefix(string(info), "{")}}
 		}
 	}
 	c.Reply(r.Append(c.Buffer()))
