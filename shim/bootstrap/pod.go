@@ -82,6 +82,11 @@ func (h *Host) deletePod(inv *Invocation) error {
 		}
 		return sandbox.Remove(dir)
 	}
+	// Of our own server, which is dead by now, no more than a zombie may be left.
+	server, _ := readIdentity(filepath.Join(inv.Bundle, plan.ServerFile))
+	if server != (identity{record.Owner.Pid, record.Owner.StartTime}) && record.Owner.Alive() {
+		return nil // a pod of this name that another shim has, say of a second containerd
+	}
 	if record.MadeCgroup {
 		if err := sandbox.RemoveCgroup(dir, record.CgroupParent); err != nil {
 			h.warn("pod's cgroup: %v", err)

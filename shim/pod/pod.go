@@ -167,7 +167,7 @@ func (m *Maker) clear(dir string) error {
 	switch {
 	case err != nil:
 		m.logf("pod %s: remove what is left of another without a record: %v", m.ID, err)
-	case r.Owner.alive():
+	case r.Owner.Alive():
 		return fault.New(fault.AlreadyExists, "process "+strconv.Itoa(r.Owner.Pid)+" has it")
 	case r.Init != nil:
 		if err := r.Init.kill(); err != nil {
@@ -187,7 +187,7 @@ func (p Process) kill() error {
 		return kernel("left process "+strconv.Itoa(p.Pid), err)
 	}
 	defer unix.Close(fd)
-	if !p.alive() {
+	if !p.Alive() {
 		return nil
 	}
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {

@@ -607,7 +607,7 @@ func TestShared(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if want := (&Process{a.pid, a.start}); a.pid == 0 || *r.Init != *want || !r.Init.alive() {
+			if want := (&Process{a.pid, a.start}); a.pid == 0 || *r.Init != *want || !r.Init.Alive() {
 				t.Fatalf("init: record has %v, answer %v", r.Init, want)
 			}
 			if got := children(t); !slices.Equal(got, []string{strconv.Itoa(a.pid)}) {

@@ -72,7 +72,8 @@ type Process struct {
 	StartTime uint64 // in clock ticks since boot
 }
 
-func (p Process) alive() bool {
+// Alive tells whether the process runs, or waits to be reaped.
+func (p Process) Alive() bool {
 	return p.Pid > 0 && p.StartTime != 0 && process.StartTime(p.Pid) == p.StartTime
 }
 

@@ -250,6 +250,33 @@ func TestMakerFails(t *testing.T) {
 	<-r.ended
 }
 
+// A pod that another shim has is not this one's to remove.
+func TestPodOfAnother(t *testing.T) {
+	id := "taken" + strconv.Itoa(os.Getpid())
+	r := newRig(t, id, func([]byte) ([]byte, error) { return nil, fault.New(fault.AlreadyExists, "another has it") })
+	dir, err := Dir(State, "n", id)
+	if err == nil {
+		err = os.MkdirAll(dir, 0o711)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = os.Remove(dir)
+		_ = os.Remove(filepath.Dir(dir))
+	})
+	if _, err := r.client.CreateSandbox(t.Context(), &sandbox.CreateSandboxRequest{SandboxID: id, BundlePath: "/b"}); status.Code(err) != codes.AlreadyExists {
+		t.Errorf("create: %v", err)
+	}
+	if _, err := r.client.ShutdownSandbox(t.Context(), &sandbox.ShutdownSandboxRequest{SandboxID: id}); err != nil {
+		t.Errorf("shutdown: %v", err)
+	}
+	<-r.ended
+	if _, err := os.Lstat(dir); err != nil {
+		t.Errorf("the other's directory: %v", err)
+	}
+}
+
 func TestCreateIsChecked(t *testing.T) {
 	r := newRig(t, "pod", func([]byte) ([]byte, error) {
 		t.Error("made")

@@ -98,6 +98,7 @@ type Service struct {
 	dir   string
 	state state
 	made  Made
+	taken bool             // another shim has the pod of this name
 	init  *process.Process // nil: none
 	group *cgroup.Group    // nil: none
 
@@ -209,6 +210,7 @@ func (s *Service) create(c *ttrpc.Call) {
 			if err == nil {
 				err = s.own()
 			}
+			s.taken = fault.CodeOf(err) == fault.AlreadyExists
 			if err != nil {
 				later.Fail(fault.In("create sandbox "+r.SandboxID, err))
 			} else {
@@ -433,6 +435,9 @@ func (s *Service) shutdown(c *ttrpc.Call) {
 }
 
 func (s *Service) remove() error {
+	if s.taken {
+		return nil
+	}
 	if s.made.CgroupOwned {
 		if err := RemoveCgroup(s.dir, s.made.Cgroup); err != nil {
 			s.host.Loop.Post(func() { s.host.Warn("pod's cgroup: " + err.Error()) })
