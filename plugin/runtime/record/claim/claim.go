@@ -113,7 +113,8 @@ func (d Dir) Wait(ctx context.Context, name string, note Note, refuse func(Note)
 }
 
 // Abandoned returns the names that a dead process had claimed, or that were
-// claimed and kept by Leave, with the given prefix.
+// claimed and kept by Leave, with the given prefix. Files of processes that died before
+// they had written a name, and so had done nothing, it removes.
 func (d Dir) Abandoned(prefix string) ([]string, error) {
 	entries, err := os.ReadDir(string(d))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -121,11 +122,33 @@ func (d Dir) Abandoned(prefix string) ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if t, err := abandoned(filepath.Join(string(d), e.Name())); err == nil && t.Name != "" && strings.HasPrefix(t.Name, prefix) {
+		path := filepath.Join(string(d), e.Name())
+		switch t, err := abandoned(path); {
+		case err != nil:
+		case t.Name == "":
+			removeNameless(path)
+		case strings.HasPrefix(t.Name, prefix):
 			names = append(names, t.Name)
 		}
 	}
 	return names, nil
+}
+
+// begin is more than a process needs from making a file to locking it.
+const begin = time.Second
+
+func removeNameless(path string) {
+	if info, err := os.Lstat(path); err != nil || time.Since(info.ModTime()) < begin {
+		return
+	}
+	c, err := take(path)
+	switch {
+	case err != nil: // by now it is somebody's
+	case read(c.file).Name == "":
+		c.Release()
+	default:
+		c.Leave()
+	}
 }
 
 // abandoned reads a claim that nobody holds. It takes no lock, not even for a
@@ -186,10 +209,10 @@ func (c *Claim) write(name string, note Note) error {
 	}
 	b, err := json.Marshal(text{name, note})
 	if err == nil {
-		err = c.file.Truncate(0)
+		_, err = c.file.WriteAt(b, 0)
 	}
 	if err == nil {
-		_, err = c.file.WriteAt(b, 0)
+		err = c.file.Truncate(int64(len(b))) // after it: at no time is there nothing
 	}
 	if err != nil {
 		c.Leave()
@@ -197,11 +220,12 @@ func (c *Claim) write(name string, note Note) error {
 	return err
 }
 
-// read returns what was written, zero if that was cut short.
+// read returns what was written last, zero if there is nothing. Behind it may be the
+// end of a longer text, if its writer died.
 func read(f *os.File) text {
 	var t text
-	if b, err := io.ReadAll(io.NewSectionReader(f, 0, math.MaxInt64)); err == nil {
-		_ = json.Unmarshal(b, &t)
+	if json.NewDecoder(io.NewSectionReader(f, 0, math.MaxInt64)).Decode(&t) != nil {
+		return text{}
 	}
 	return t
 }

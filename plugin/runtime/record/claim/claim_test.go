@@ -109,6 +109,37 @@ func TestDead(t *testing.T) {
 	}
 }
 
+// TestCutShort: who died while it wrote its note has left a file without one, which
+// goes, or the end of an earlier note behind its own.
+func TestCutShort(t *testing.T) {
+	d := Dir(t.TempDir())
+	if err := os.WriteFile(d.path("id.x"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if names, err := d.Abandoned(""); err != nil || len(names) > 0 {
+		t.Errorf("abandoned: %v, %v", names, err)
+	}
+	if _, err := os.Stat(d.path("id.x")); err != nil {
+		t.Errorf("a file that may be somebody's in a moment: %v", err)
+	}
+	before := time.Now().Add(-2 * begin)
+	if err := os.Chtimes(d.path("id.x"), before, before); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Abandoned(""); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(d.path("id.x")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file without a note: %v", err)
+	}
+	if err := os.WriteFile(d.path("id.y"), []byte(`{"Name":"id.y","Owner":"y","Task":"t"}rest of it"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if names, err := d.Abandoned(""); err != nil || !slices.Equal(names, []string{"id.y"}) {
+		t.Errorf("abandoned: %v, %v", names, err)
+	}
+}
+
 // TestExclusive: at no time are there two holders, whatever the order of releases.
 func TestExclusive(t *testing.T) {
 	d := Dir(t.TempDir())
