@@ -399,6 +399,10 @@ func TestRefused(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	// Without a plugin for it, nobody would map the port, and tell.
+	if _, err := w.Add(context.Background(), Request{PodID: "p", Ports: []PortMapping{{HostPort: 18081, ContainerPort: 80}}}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("ports without portmap: %v", err)
+	}
 	w.empty(t)
 	for _, c := range []Config{{Namespace: "n", State: "relative"}, {State: "/s"}} {
 		if _, err := Open(c); !errdefs.IsInvalidArgument(err) {

@@ -104,6 +104,9 @@ func (p *Pods) attach(ctx context.Context, dir string, r *Request) (*Attachment,
 	if err != nil {
 		return nil, err
 	}
+	if err := mapsPorts(c, r.Ports); err != nil {
+		return nil, err
+	}
 	path, err := newNamespace(dir, r.UserNamespace)
 	if err != nil {
 		return nil, fmt.Errorf("network namespace: %w", err)
@@ -116,6 +119,22 @@ func (p *Pods) attach(ctx context.Context, dir string, r *Request) (*Attachment,
 		return nil, fmt.Errorf("cni: %w", classified(err))
 	}
 	return p.attachment(r.PodID, path, result), nil
+}
+
+// mapsPorts refuses ports that no plugin of the configuration would map: CNI leaves out
+// what nobody asks for.
+func mapsPorts(c cni.CNI, ports []PortMapping) error {
+	if !slices.ContainsFunc(ports, func(m PortMapping) bool { return m.HostPort != 0 }) {
+		return nil
+	}
+	for _, n := range c.GetConfig().Networks {
+		for _, plugin := range n.Config.Plugins {
+			if plugin.Network.Capabilities["portMappings"] {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("cni: no plugin of the configuration maps ports of the host, as portmap does: %w", errdefs.ErrFailedPrecondition)
 }
 
 // Remove takes a pod's network away: CNI's part, also if the namespace is gone
