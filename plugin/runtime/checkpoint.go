@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -81,6 +82,9 @@ func (s *Service) Restore(ctx context.Context, r RestoreRequest) (Container, err
 func (s *Service) restore(ctx context.Context, r *RestoreRequest) (err error) {
 	if r.ID == "" {
 		r.ID = ContainerID(newID())
+	}
+	if err := identifiers.Validate(string(r.ID)); err != nil { // before it is a path
+		return fmt.Errorf("restore: ID: %w", err)
 	}
 	dir := s.restoreDir(string(r.ID))
 	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {

@@ -144,6 +144,11 @@ func TestRuntimeRestoreRefused(t *testing.T) {
 	if _, err := r.Restore(ctx(t), again); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "inventory.img") {
 		t.Errorf("without an inventory: %v", err)
 	}
+	again = berth.RestoreRequest{Archive: whole}
+	again.Pod, again.ID = string(p.ID), berth.ContainerID("../containers/"+string(c.ID))
+	if _, err := r.Restore(ctx(t), again); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a path as an ID: %v", err)
+	}
 	if got := r.left(); !slices.Equal(got, before) {
 		t.Errorf("left: %v", got)
 	}
