@@ -59,7 +59,7 @@ func Beginning(id string) string { return "id~=" + quote("^"+regexp.QuoteMeta(id
 func Selector(labels map[string]string) string {
 	var parts []string
 	for key, value := range labels {
-		if key != "" && fits(key, value) {
+		if key != "" && asLabel(key, value) {
 			parts = append(parts, equals(key, value))
 		}
 	}

@@ -311,6 +311,7 @@ func TestFilters(t *testing.T) {
 		{"uid", KubernetesPod("5f0c-11"), []string{podID, "odd", "plain"}},
 		{"odd label", Selector(odd.Labels), []string{"odd"}},
 		{"labels", Selector(map[string]string{"app": "web", "example.com/tier": "front"}), []string{"plain"}},
+		{"label that the schema has", Selector(map[string]string{keyPodName: "the user's"}), []string{podID, "ctr", "odd", "plain"}},
 		{"labels that none can have", Selector(map[string]string{"empty": "", "long": strings.Repeat("l", 5000)}), []string{podID, "ctr", "odd", "plain"}},
 	} {
 		found, err := store.List(ctx, tc.filter)
