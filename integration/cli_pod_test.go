@@ -230,6 +230,7 @@ func TestCLIErrors(t *testing.T) {
 			{"filter", "--filter", []string{"ps", "-f", "colour=red"}},
 			{"format", "json", []string{"ps", "-o", "yaml"}},
 			{"no limit", "no limit", []string{"container", "update", "x"}},
+			{"no limit either", "unknown flag", []string{"container", "update", "--oom-score-adj", "5", "x"}},
 			{"no target of a checkpoint", "--export", []string{"container", "checkpoint", "x"}},
 			{"image", "nosuch", []string{"run", "example.com/nosuch:1"}},
 		} {

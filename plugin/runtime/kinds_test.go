@@ -121,6 +121,9 @@ func TestRuntimeContainerRequest(t *testing.T) {
 	if err := r.Update(ctx(t), string(c.ID), berth.Resources{Memory: 4 << 20}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("too little memory: %v", err)
 	}
+	if err := r.Update(ctx(t), string(c.ID), berth.Resources{OOMScoreAdj: new(int)}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("what is no limit: %v", err)
+	}
 	if err := r.Update(ctx(t), string(c.ID), berth.Resources{Memory: 96 << 20}); err != nil {
 		t.Error(err)
 	}

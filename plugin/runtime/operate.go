@@ -181,8 +181,12 @@ func (s *Service) ReopenLog(ctx context.Context, ref string) error {
 	return s.do(ctx, ref, func(ctx context.Context, m *member) error { return m.ReopenLog(ctx) })
 }
 
-// Update changes limits; what is zero stays.
+// Update changes limits; what is zero stays. OOMScoreAdj is a process's, not a limit, and
+// InvalidArgument.
 func (s *Service) Update(ctx context.Context, ref string, r Resources) error {
+	if r.OOMScoreAdj != nil {
+		return fmt.Errorf("update container %s: OOM score of its first process: %w", ref, errdefs.ErrInvalidArgument)
+	}
 	return s.do(ctx, ref, func(ctx context.Context, m *member) error {
 		limits := r.spec()
 		if l := limits.Memory; l != nil && l.Limit != nil {

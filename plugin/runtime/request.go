@@ -180,7 +180,7 @@ type Resources struct {
 	Memory     int64  // bytes
 	Swap       int64  // bytes, memory and swap together
 	Pids       int64
-	// OOMScoreAdj of the first process; nil: as containerd's.
+	// OOMScoreAdj of the first process; nil: as containerd's. An update cannot change it.
 	OOMScoreAdj *int
 	// Hugepages, in bytes, by page size as 2MB.
 	Hugepages map[string]uint64

@@ -273,7 +273,7 @@ func TestResourcesGiven(t *testing.T) {
 	for _, c := range []struct {
 		args []string
 		want bool
-	}{{nil, false}, {[]string{"--memory", "1g"}, true}, {[]string{"--oom-score-adj", "0"}, true}} {
+	}{{nil, false}, {[]string{"--memory", "1g"}, true}, {[]string{"--pids-limit", "0"}, true}} {
 		var r Resources
 		flags := pflag.NewFlagSet("", pflag.ContinueOnError)
 		r.Bind(flags)

@@ -35,6 +35,7 @@ type Container struct {
 	logSize      string
 	ulimits      []string
 	shmSize      string
+	oom          int
 	init         bool
 	flags        *pflag.FlagSet
 }
@@ -66,6 +67,7 @@ func (c *Container) Bind(flags *pflag.FlagSet) {
 	flags.StringArrayVar(&c.annotations, "annotation", nil, "`KEY=VALUE` for the runtime and others")
 	c.bindSecurity(flags)
 	flags.StringArrayVar(&c.ulimits, "ulimit", nil, "`NAME=SOFT[:HARD]` of setrlimit(2), as nofile=1024:4096")
+	flags.IntVar(&c.oom, "oom-score-adj", 0, "how soon it is killed for memory, a `NUMBER` from -1000 to 1000")
 	flags.BoolVar(&c.init, "init", false, "have its orphans reaped by a first process that is not its own, as with --pid pod")
 	flags.StringVar(&r.LogPath, "log-path", "", "`FILE` of the log (default below the pod's log directory)")
 	flags.BoolVar(&r.NoLog, "no-log", false, "write no log")
@@ -139,6 +141,9 @@ func (c *Container) limits(r *runtime.ContainerRequest) (err error) {
 		r.Ulimits = append(r.Ulimits, l)
 	}
 	r.Resources, err = c.resources.Request()
+	if c.flags.Changed("oom-score-adj") {
+		r.Resources.OOMScoreAdj = &c.oom
+	}
 	return err
 }
 

@@ -18,7 +18,6 @@ type Resources struct {
 	memory, swap string
 	cpus         float64
 	r            runtime.Resources
-	oom          int
 	flags        *pflag.FlagSet
 	names        []string // of all of them
 }
@@ -35,7 +34,6 @@ func (l *Resources) Bind(flags *pflag.FlagSet) {
 	mine.StringVar(&l.r.CPUs, "cpuset-cpus", "", "`LIST` of processors, as 0-3,5")
 	mine.StringVar(&l.r.Mems, "cpuset-mems", "", "`LIST` of memory nodes")
 	mine.Int64Var(&l.r.Pids, "pids-limit", 0, "most processes and threads, a `NUMBER`; -1 for any")
-	mine.IntVar(&l.oom, "oom-score-adj", 0, "how soon it is killed for memory, a `NUMBER` from -1000 to 1000")
 	mine.VisitAll(func(f *pflag.Flag) { l.names = append(l.names, f.Name) })
 	flags.AddFlagSet(mine)
 	l.flags = flags
@@ -65,9 +63,6 @@ func (l *Resources) Request() (runtime.Resources, error) {
 		if r.CPUQuota < least {
 			return r, invalid("--cpus %v, want 0.01 or more", l.cpus)
 		}
-	}
-	if l.flags.Changed("oom-score-adj") {
-		r.OOMScoreAdj = &l.oom
 	}
 	return r, nil
 }
