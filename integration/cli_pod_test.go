@@ -180,6 +180,7 @@ func TestCLIPod(t *testing.T) {
 		c.must(t, "pod", "stop", "web")
 		c.must(t, "pod", "stop", "web")
 		fields(t, c.only(t, "pod", "inspect", "web"), object{"state": "NotReady"})
+		c.fails(t, 125, "NotReady", "pod", "port-forward", "web", ":80")
 		c.must(t, "pod", "rm", "web")
 		c.fails(t, 125, "web", "pod", "rm", "web")
 		c.must(t, "pod", "rm", "-f", "web")

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
 	"github.com/berthd/berth/cmd/berth/internal/argument"
@@ -40,6 +41,9 @@ the same; an empty one (":80") is a free one, which is written.`,
 			}
 			return s.Do(cmd.Context(), func(ctx context.Context, service *runtime.Service) error {
 				p, err := service.Pod(ctx, args[0])
+				if err == nil && p.State != runtime.PodReady {
+					err = fmt.Errorf("forward ports of pod %s: it is %s: %w", p.Name, p.State, errdefs.ErrFailedPrecondition)
+				}
 				if err != nil {
 					return err
 				}
