@@ -58,12 +58,13 @@ func (l *live) hold(ctx context.Context, id string, load func() (*process.Contai
 		release()
 		return nil, nil, context.Cause(ctx)
 	}
-	if h.err == nil && !first {
-		h.err = h.c.Refresh(ctx)
+	err := h.err
+	if err == nil && !first {
+		err = h.c.Refresh(ctx) // its failure is this user's alone
 	}
-	if h.err != nil {
+	if err != nil {
 		release()
-		return nil, nil, h.err
+		return nil, nil, err
 	}
 	return h.c, release, nil
 }
