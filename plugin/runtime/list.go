@@ -283,6 +283,9 @@ func (s *Service) describe(v *view, e labels.Entry) Container {
 		} else {
 			c.Warnings = append(c.Warnings, err.Error())
 		}
+		if t != nil { // it is damaged, and there
+			c.observe(t, e.Owner)
+		}
 		return c
 	}
 	if t != nil {

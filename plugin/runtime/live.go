@@ -105,6 +105,11 @@ func (s *Service) load(ctx context.Context, record containers.Container, e label
 	c, release, err := s.live.hold(ctx, e.ID, func() (*process.Container, error) {
 		return s.processes.Load(ctx, s.processConfig(&e, &record))
 	})
+	if errdefs.IsNotFound(err) && e.Metadata.Created {
+		if _, gone := s.containers.Get(ctx, e.ID); gone == nil {
+			err = fmt.Errorf("it is damaged: %s: %w", err, errdefs.ErrDataLoss) // that it is not there would be a success to some
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", e.ID, err)
 	}

@@ -4,6 +4,8 @@ package runtime_test
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -13,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
 	berth "github.com/berthd/berth/plugin/runtime"
@@ -86,4 +89,29 @@ func waitFor(t *testing.T, s *berth.Service, c berth.Container) <-chan berth.Con
 		ended <- got
 	}()
 	return ended
+}
+
+// A container whose state is lost is not taken for one that is not there, or that does
+// not run.
+func TestRuntimeDamaged(t *testing.T) {
+	r := withService(t)
+	c := r.start(t, shell(r.pod(t, hostPod(t)), "main", idle))
+	if err := os.Remove(filepath.Join(c.WorkDirectory, "state.json")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.Container(ctx(t), string(c.ID)); err != nil || got.State != berth.ContainerRunning || len(got.Warnings) != 1 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if err := r.StopContainer(ctx(t), string(c.ID), 0); !errdefs.IsDataLoss(err) || errdefs.IsNotFound(err) {
+		t.Errorf("stop: %v", err)
+	}
+	if err := r.RemoveContainer(ctx(t), string(c.ID), berth.RemoveOptions{}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("remove while it runs: %v", err)
+	}
+	if err := r.RemoveContainer(ctx(t), string(c.ID), berth.RemoveOptions{Force: true}); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Kill(c.Pid, 0); err != unix.ESRCH {
+		t.Errorf("removed, and its process: %v", err)
+	}
 }
