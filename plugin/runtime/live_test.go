@@ -78,6 +78,36 @@ func TestRuntimeFailureIsOnes(t *testing.T) {
 	}
 }
 
+// Who waits for a container that another program removes, before there was time to look
+// at it again, is told how it ended.
+func TestRuntimeWaitRemoved(t *testing.T) {
+	r := withService(t)
+	c := r.start(t, shell(r.pod(t, hostPod(t)), "main", stubborn))
+	begun, removed := make(chan struct{}), make(chan struct{})
+	begin := sync.OnceFunc(func() { close(begun) })
+	s := r.watched(t, func(method string) error {
+		select {
+		case <-begun:
+			<-removed
+		default:
+			if strings.HasSuffix(method, "Tasks/Wait") {
+				begin()
+			}
+		}
+		return nil
+	})
+	ended := waitFor(t, s, c)
+	<-begun
+	err := r.RemoveContainer(ctx(t), string(c.ID), berth.RemoveOptions{Timeout: time.Second})
+	close(removed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := <-ended; got.State != berth.ContainerExited || got.ExitCode == nil || *got.ExitCode != 137 || got.Pid != 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
 // waitFor waits for a container's end in the background.
 func waitFor(t *testing.T, s *berth.Service, c berth.Container) <-chan berth.Container {
 	ended := make(chan berth.Container, 1)

@@ -86,18 +86,26 @@ func (s *Service) Unpause(ctx context.Context, ref string) error {
 	return s.do(ctx, ref, func(ctx context.Context, m *member) error { return m.Resume(ctx) })
 }
 
-// Wait blocks until the container has ended, and returns it as it is then.
-func (s *Service) Wait(ctx context.Context, ref string) (Container, error) {
-	var id string
-	err := s.do(ctx, ref, func(ctx context.Context, m *member) error {
-		id = m.ID
-		_, err := m.Wait(ctx)
+// Wait blocks until the container has ended, and returns it as it is then, or was if it
+// has been removed.
+func (s *Service) Wait(ctx context.Context, ref string) (c Container, err error) {
+	err = s.do(ctx, ref, func(ctx context.Context, m *member) error {
+		before, err := s.Container(ctx, m.ID)
+		if err != nil {
+			return err
+		}
+		end, err := m.Wait(ctx)
+		if err != nil {
+			return err
+		}
+		if c, err = s.Container(ctx, m.ID); errdefs.IsNotFound(err) {
+			c, err = before, nil
+			c.Pid = 0
+			c.took(end, nil)
+		}
 		return err
 	})
-	if err != nil {
-		return Container{}, err
-	}
-	return s.Container(ctx, id)
+	return c, err
 }
 
 // Exec runs a process and returns its exit code, when it has ended and its output

@@ -219,16 +219,22 @@ func (c *Container) Signal(ctx context.Context, sig unix.Signal) error {
 	return nil
 }
 
-// Wait returns the container's state when it has ended.
+// Wait returns the container's state when it has ended. It may have been removed by
+// then.
 func (c *Container) Wait(ctx context.Context) (State, error) {
+	var err error
 	if !c.Spoofed() && c.StateNoLock().Status != Stopped {
-		_, err := c.s.tasks.Wait(ctx, &tasks.WaitRequest{ContainerID: c.ID})
-		if err := native(err); err != nil && !errdefs.IsNotFound(err) {
-			return State{}, fmt.Errorf("wait for container %s: %w", c.ID, err)
+		var end *tasks.WaitResponse
+		end, err = c.s.tasks.Wait(ctx, &tasks.WaitRequest{ContainerID: c.ID})
+		if err = native(err); err == nil {
+			c.noteCause()
+			err = c.note(ctx, func(s *State) { s.ended(end.ExitStatus, end.ExitedAt.AsTime()) })
+		} else if errdefs.IsNotFound(err) {
+			err = c.Refresh(ctx)
 		}
 	}
-	if err := c.Refresh(ctx); err != nil {
-		return State{}, err
+	if err != nil && !errdefs.IsNotFound(err) {
+		return State{}, fmt.Errorf("wait for container %s: %w", c.ID, err)
 	}
 	return c.StateNoLock(), nil
 }

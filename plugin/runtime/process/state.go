@@ -124,7 +124,8 @@ func (s State) Reason() string {
 	return "Error"
 }
 
-// write puts the document at path, whole or not at all.
+// write puts the document at path, whole or not at all. Without the directory it is
+// NotFound: the container has been removed.
 func (s *State) write(path string) error {
 	b, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
@@ -132,7 +133,7 @@ func (s *State) write(path string) error {
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
-		return fmt.Errorf("%w: %w", errdefs.ErrUnknown, err)
+		return fmt.Errorf("%w: %w", class(err), err)
 	}
 	_, err = f.Write(b)
 	if err == nil {

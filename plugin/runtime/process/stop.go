@@ -179,7 +179,10 @@ func (c *Container) finish(ctx context.Context) error {
 			s.Finished = time.Now()
 		}
 	})
-	return c.save()
+	if err := c.save(); !errdefs.IsNotFound(err) {
+		return err
+	}
+	return nil // it has been removed meanwhile
 }
 
 // hold waits for the exit until the deadline, or an earlier one that is offered.
