@@ -89,15 +89,14 @@ func TestRuntimeExitKept(t *testing.T) {
 			return ""
 		})
 	})
-	got, err := r.Container(ctx(t), string(c.ID))
-	if err != nil || got.State != berth.ContainerExited {
-		t.Errorf("%+v, %v", got, err)
-	}
-	if err := r.StopContainer(ctx(t), string(c.ID), 0); err != nil { // it is asked for once, and kept
-		t.Fatal(err)
-	}
-	if got, err = r.Container(ctx(t), string(c.ID)); err != nil || got.ExitCode == nil || *got.ExitCode != 137 || got.Reason != "Error" {
-		t.Errorf("%+v, %v", got, err)
+	for _, when := range []string{"as it is found", "as it is kept"} {
+		got, err := r.Container(ctx(t), string(c.ID))
+		if err != nil || got.State != berth.ContainerExited || got.ExitCode == nil || *got.ExitCode != 137 || got.Reason != "Error" {
+			t.Errorf("%s: %+v, %v", when, got, err)
+		}
+		if err := r.StopContainer(ctx(t), string(c.ID), 0); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

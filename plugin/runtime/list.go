@@ -288,9 +288,7 @@ func (s *Service) describe(v *view, e labels.Entry) Container {
 		}
 		return c
 	}
-	if t != nil {
-		p.Observe(t)
-	}
+	p.Observe(t)
 	c.took(p.StateNoLock(), t)
 	return c
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -98,10 +99,20 @@ func (c *Container) refresh(ctx context.Context) error {
 	return nil
 }
 
-// Observe takes what a list of all tasks says about the container, without asking
-// for more, in memory.
+// Observe takes what a list of all tasks says about the container, nil for one that is
+// not there, without asking for more, in memory.
 func (c *Container) Observe(p *task.Process) {
-	if s := c.StateNoLock(); p.GetStatus() == task.Status_STOPPED || s.Status != Stopped && s.Init().Living() == nil {
+	s := c.StateNoLock()
+	switch living := s.Init().Living() == nil; {
+	case p == nil:
+		if s.Status == Stopped || s.InitPid == 0 || living {
+			return
+		}
+		if code, at, found := c.leftExit(); found {
+			c.noteCause()
+			c.change(func(s *State) { s.ended(code, at) })
+		}
+	case p.Status == task.Status_STOPPED || s.Status != Stopped && living:
 		c.observe(p)
 	}
 }
@@ -219,27 +230,36 @@ func (c *Container) lookForEnd(ctx context.Context) {
 func (c *Container) readExit(ctx context.Context) (code uint32, at time.Time, found bool) {
 	pause := exitPause
 	for range exitTries {
-		if c.ExitDir != "" {
-			if code, at, found = parseExit(filepath.Join(c.ExitDir, c.ID)); found {
-				return code, at, true
-			}
+		if code, at, found = c.leftExit(); found {
+			return code, at, true
 		}
-		hope := false
-		for _, dir := range c.traces() {
-			path := filepath.Join(dir, exitFile)
-			if code, at, found = parseExit(path); found {
-				return code, at, true
-			}
-			if _, err := os.Stat(dir); err == nil {
-				hope = true
-			}
-		}
+		hope := slices.ContainsFunc(c.traces(), func(dir string) bool {
+			_, err := os.Stat(dir)
+			return err == nil
+		})
 		if !hope || !sleep(ctx, pause) {
 			break
 		}
 		pause = time.Duration(float64(pause) * exitGrowth)
 	}
 	return 0, time.Time{}, false
+}
+
+// leftExit reads the exit file, if there is one.
+func (c *Container) leftExit() (code uint32, at time.Time, found bool) {
+	var paths []string
+	if c.ExitDir != "" {
+		paths = append(paths, filepath.Join(c.ExitDir, c.ID))
+	}
+	for _, dir := range c.traces() {
+		paths = append(paths, filepath.Join(dir, exitFile))
+	}
+	for _, path := range paths {
+		if code, at, found = parseExit(path); found {
+			break
+		}
+	}
+	return code, at, found
 }
 
 func parseExit(path string) (code uint32, at time.Time, ok bool) {
