@@ -16,6 +16,7 @@ import (
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v2"
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -520,6 +521,46 @@ func TestStopExecs(t *testing.T) {
 		}
 		for _, exec := range []string{"a", "b", "waiting"} {
 			s.delete(t, exec)
+		}
+	})
+}
+
+// An exec that its client has left is there until it has ended, and then no more.
+func TestAbandon(t *testing.T) {
+	forRuntimes(t, func(t *testing.T, e *env) {
+		e.berthOnly(t)
+		s := e.shim(t, sh("sleep 1000"))
+		s.run(t, stdio{})
+		if err := s.exec(t, "waiting", stdio{}, nil, "true"); err != nil {
+			t.Fatal(err)
+		}
+		for exec, is := range map[string]func(error) bool{"": errdefs.IsFailedPrecondition, "waiting": errdefs.IsFailedPrecondition, "x": errdefs.IsNotFound} {
+			if _, err := s.control(t, "Abandon", s.id, exec); !is(err) {
+				t.Errorf("exec %q: got %v", exec, err)
+			}
+		}
+		s.delete(t, "waiting")
+		s.runExec(t, "left", stdio{}, "sh", "-c", "until [ -e /go ]; do sleep 0.05; done")
+		s.runExec(t, "over", stdio{}, "true")
+		s.wait(t, "over")
+		for _, exec := range []string{"left", "over", "left"} {
+			if _, err := s.control(t, "Abandon", s.id, exec); err != nil {
+				t.Errorf("%s: %v", exec, err)
+			}
+		}
+		if got, err := s.State(e.ctx(t), &taskapi.StateRequest{ID: s.id, ExecID: "left"}); err != nil || got.Status != tasktypes.Status_RUNNING {
+			t.Errorf("left alone: %v, %v", got, err)
+		}
+		s.runExec(t, "go", stdio{}, "touch", "/go")
+		s.wait(t, "go")
+		s.delete(t, "go")
+		for _, exec := range []string{"left", "over"} {
+			eventually(t, patience, func() string {
+				if _, err := s.State(e.ctx(t), &taskapi.StateRequest{ID: s.id, ExecID: exec}); !errdefs.IsNotFound(class(err)) {
+					return fmt.Sprintf("exec %s is there: %v", exec, err)
+				}
+				return ""
+			})
 		}
 	})
 }

@@ -275,7 +275,7 @@ func TestCLIExec(t *testing.T) {
 		c.fails(t, 127, "nosuch", "exec", "app", "nosuch")
 		c.fails(t, 126, "/etc", "exec", "app", "/etc")
 
-		c.must(t, "exec", "-d", "app", "sh", "-c", "for i in 1 2 3 4 5; do echo $i; sleep 0.1; done; echo done > /marker")
+		c.must(t, "exec", "-d", "app", "sh", "-c", "cat; for i in 1 2 3 4 5; do echo $i; sleep 0.1; done; echo done > /marker")
 		eventually(t, patience, func() string { return c.run(t, "exec", "app", "cat", "/marker").err })
 	})
 }

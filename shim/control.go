@@ -16,6 +16,7 @@ import (
 //	Attach    { 1: container id, 2: exec id, 3: stdin, 4: stdout, 5: stderr, 6: stdin once }
 //	          -> { 1: path of a socket }
 //	StopExecs { 1: container id } -> {}
+//	Abandon   { 1: container id, 2: exec id } -> {}
 //
 // Paths and ids are strings, the rest of Attach is bool. README.md says what
 // Attach's socket is.
@@ -66,6 +67,8 @@ func (s *server) control(c *ttrpc.Call) {
 		answer(c, wire.AppendString(c.Buffer(), 1, path), err)
 	case "StopExecs":
 		answer(c, c.Buffer(), s.tasks.StopExecs(r.name))
+	case "Abandon":
+		answer(c, c.Buffer(), s.tasks.Abandon(r.name, r.exec))
 	default:
 		c.Fail(fault.New(fault.Unimplemented, "no method "+string(c.Method)+" in "+ControlService))
 	}

@@ -107,6 +107,8 @@ type ExecRequest struct {
 	// DetachKeys, typed one after the other, leave the process alone; see
 	// process.ParseDetachKeys. The error is process.ErrDetached.
 	DetachKeys []byte
+	// Detach returns as soon as the process runs, which has no streams.
+	Detach bool
 }
 
 // ExecResult is what ExecSync saw.

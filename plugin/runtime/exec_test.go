@@ -6,14 +6,17 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/berthd/berth/integration/host"
 	berth "github.com/berthd/berth/plugin/runtime"
 	"github.com/berthd/berth/plugin/runtime/process"
 )
@@ -88,6 +91,57 @@ func TestRuntimeExecMissing(t *testing.T) {
 	if got, err := r.ExecSync(ctx(t), ref, []string{"echo", "x"}, 0); err != nil || string(got.Stdout) != "x\n" {
 		t.Errorf("afterwards: %+v, %v", got, err)
 	}
+}
+
+// What goes on without its client, whose program ends, is nothing to the shim when it
+// has ended.
+func TestRuntimeExecLeft(t *testing.T) {
+	r := withService(t)
+	c := r.start(t, shell(r.pod(t, hostPod(t)), "main", idle))
+	files := func() int {
+		open, err := os.ReadDir("/proc/" + status(t, c.Pid, "PPid:") + "/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(open)
+	}
+	before := files()
+	const script = "echo begun; until [ -e /go ]; do sleep 0.05; done; echo more; echo x >>/ended"
+	for range 2 {
+		begun := make(chan struct{})
+		leaving, leave := context.WithCancel(ctx(t))
+		go func() {
+			<-begun
+			leave()
+		}()
+		_, err := r.Exec(leaving, string(c.ID), berth.ExecRequest{Command: []string{"sh", "-c", script}, Stdout: closer(begun)})
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("left: %v", err)
+		}
+		for _, tty := range []bool{false, true} {
+			if _, err := r.Exec(ctx(t), string(c.ID), berth.ExecRequest{Command: []string{"sh", "-c", script}, Detach: true, TTY: tty}); err != nil {
+				t.Errorf("left at once, terminal %v: %v", tty, err)
+			}
+		}
+	}
+	r.reopen(t)
+	// It is remembered by a shim that gives its place to another program.
+	if out, err := exec.Command(host.Native.Binary(), "-namespace", r.Namespace, "-id", string(c.ID), "upgrade", r.State()).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	r.sh(t, c, "touch /go")
+	eventually(t, patience, func() string {
+		if got := r.sh(t, c, "cat /ended 2>/dev/null || true"); strings.Count(got, "x") != 6 {
+			return "ended: " + got
+		}
+		return ""
+	})
+	eventually(t, patience, func() string {
+		if now := files(); now > before {
+			return fmt.Sprintf("the shim has %d open files, and had %d", now, before)
+		}
+		return ""
+	})
 }
 
 // (S56) The streams belong to the user of the process.

@@ -117,7 +117,7 @@ func (s *Service) Exec(ctx context.Context, ref string, r ExecRequest) (code int
 			return fmt.Errorf("exec in container %s: %w", m.ID, err)
 		}
 		c, err := m.Exec(ctx, process.ExecRequest{
-			Command: cmd, Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Resize: r.Resize, DetachKeys: r.DetachKeys,
+			Command: cmd, Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Resize: r.Resize, DetachKeys: r.DetachKeys, Detach: r.Detach,
 		})
 		code = int(c)
 		return err

@@ -125,6 +125,22 @@ func (c *Container) exec(p *Process, limit time.Duration, u *undo, l *launch) er
 	})
 }
 
+// Abandon has an exec deleted when it has ended, or now: whoever began it is gone.
+func (c *Container) Abandon(p *Process) error {
+	if p == c.init || p.state == Created {
+		return fault.New(fault.FailedPrecondition, "cannot abandon a process that is no exec, or not started")
+	}
+	p.left = true
+	c.deleteLeft(p)
+	return nil
+}
+
+func (c *Container) deleteLeft(p *Process) {
+	if p.left && p.state == Stopped && !p.leaving {
+		c.DeleteExec(p, func(error) {}) // it has ended
+	}
+}
+
 // DeleteExec forgets a process that has ended or was never started. reply gets
 // it when its output has been taken, or after drainLimit.
 func (c *Container) DeleteExec(p *Process, reply func(error)) {

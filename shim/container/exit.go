@@ -28,6 +28,7 @@ func (c *Container) ended(p *Process, e process.Exit) {
 		c.endRest()
 	} else {
 		c.tell(p)
+		c.deleteLeft(p)
 	}
 	c.settle()
 }

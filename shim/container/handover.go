@@ -42,6 +42,7 @@ const (
 	fieldExitTime
 	fieldStartTime
 	fieldNoInput
+	fieldLeft
 )
 
 // Movable tells whether a program may hand the container to its successor now. A
@@ -102,6 +103,7 @@ func (p *Process) snapshot(b []byte, keep func(fd int)) []byte {
 		b = wire.End(p.streams.Snapshot(b, keep), mark)
 	}
 	b = wire.AppendBool(b, fieldNoInput, p.noInput)
+	b = wire.AppendBool(b, fieldLeft, p.left)
 	b = wire.AppendVarint(b, fieldExitCode, uint64(p.exit.Code))
 	return wire.AppendVarint(b, fieldExitTime, uint64(p.exit.At))
 }
@@ -186,6 +188,8 @@ func (c *Container) restoreProcess(b []byte) error {
 			streams = f.Bytes
 		case fieldNoInput:
 			f.Bool(&p.noInput)
+		case fieldLeft:
+			f.Bool(&p.left)
 		case fieldExitCode:
 			p.exit.Code = int(f.Value)
 		case fieldExitTime:

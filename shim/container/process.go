@@ -23,6 +23,7 @@ type Process struct {
 	state   State  // Created, Running or Stopped
 	busy    bool   // an exec whose runtime call is in flight
 	leaving bool   // an exec whose Delete waits for its output
+	left    bool   // an exec that nobody but the shim is going to delete
 	pid     int
 	child   *process.Process
 	streams *stdio.Streams // nil until opened and after the delete

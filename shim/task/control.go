@@ -32,6 +32,15 @@ func (s *Service) Attach(id, exec string, want attach.Request) (string, error) {
 	return path, fault.In("container "+id, err)
 }
 
+// Abandon has the shim delete an exec when it has ended: nobody else will.
+func (s *Service) Abandon(id, exec string) error {
+	p, err := s.process(id, exec)
+	if err == nil {
+		err = s.container.Abandon(p)
+	}
+	return fault.In("container "+id, err)
+}
+
 // StopExecs kills the container's execs and lets it have no more.
 func (s *Service) StopExecs(id string) error {
 	c, err := s.find(id)

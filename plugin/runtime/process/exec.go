@@ -346,6 +346,8 @@ type ExecRequest struct {
 	Resize <-chan Size
 	// DetachKeys typed one after the other detach; see package detach.
 	DetachKeys []byte
+	// Detach leaves the process alone as soon as it runs, without streams.
+	Detach bool
 }
 
 // Exec executes a process in the container, and returns its exit code when it has
@@ -359,13 +361,21 @@ func (c *Container) Exec(ctx context.Context, r ExecRequest) (int32, error) {
 	if err := c.ready(ctx); err != nil {
 		return 0, err
 	}
-	s, err := pipe.Open(pipe.Options{Stdin: r.Stdin != nil, Stdout: true, Stderr: true, Terminal: r.Terminal, Patience: streamPatience})
+	o := pipe.Options{Stdin: r.Stdin != nil, Stdout: true, Stderr: true, Terminal: r.Terminal, Patience: streamPatience}
+	if r.Detach {
+		o = pipe.Options{Terminal: r.Terminal}
+	}
+	s, err := pipe.Open(o)
 	if err != nil {
 		return 0, fmt.Errorf("exec in container %s: %w", c.ID, err)
 	}
 	x, err := c.execute(ctx, &r.Command, s)
 	if err != nil {
 		return 0, err
+	}
+	if r.Detach {
+		c.s.spawn(ctx, x.abandon)
+		return 0, nil
 	}
 	out := [2]*valve{{w: r.Stdout}, {w: r.Stderr}}
 	s.CopyTo(out[0], out[1])
@@ -406,13 +416,20 @@ func (x *execution) feed(ctx context.Context, leave context.CancelCauseFunc, fro
 	}
 }
 
-// abandon lets the process go on without its client, and forgets it at its end.
+// abandon lets the process go on without its client, and forgets it at its end; that
+// is left to the shim if this program ends before. Other shims than berth's keep it.
 func (x *execution) abandon(ctx context.Context) {
 	if _, err := x.wait(ctx); err == nil {
 		x.forget(ctx)
 		return
 	}
-	x.streams.Close() // this program ends; the shim keeps the exec
+	x.streams.Close()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	err := x.c.shim().Abandon(ctx, x.id)
+	if err != nil && !errdefs.IsNotImplemented(err) && !errdefs.IsNotFound(err) {
+		x.c.logger(ctx).WithField("exec", x.id).WithError(err).Warn("leave an exec to the shim")
+	}
 }
 
 // valve passes output on until it is shut.

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
@@ -24,7 +23,7 @@ import (
 // Exec is `berth container exec`.
 func Exec(s *session.Session) *cobra.Command {
 	var r runtime.ExecRequest
-	var in, leave bool
+	var in bool
 	var env []string
 	keys := detach.Default
 	c := &cobra.Command{
@@ -43,12 +42,13 @@ executed or is not there.`,
 			if r.DetachKeys, err = detach.Parse(keys); err != nil {
 				return err
 			}
-			if err := mustBeTerminal(s, r.TTY && in && !leave); err != nil {
+			if err := mustBeTerminal(s, r.TTY && in && !r.Detach); err != nil {
 				return err
 			}
 			return s.Do(cmd.Context(), func(ctx context.Context, service *runtime.Service) error {
-				if leave {
-					return exit.Start(leaveAtOnce(ctx, service, args[0], r))
+				if r.Detach {
+					_, err := service.Exec(ctx, args[0], r)
+					return exit.Start(err)
 				}
 				return execute(ctx, s, service, execution{ref: args[0], in: in, ExecRequest: r})
 			})
@@ -58,23 +58,12 @@ executed or is not there.`,
 	f.SetInterspersed(false) // what follows the container is the command's
 	f.BoolVarP(&r.TTY, "tty", "t", false, "give it a terminal")
 	f.BoolVarP(&in, "interactive", "i", false, "be its input")
-	f.BoolVarP(&leave, "detach", "d", false, "start it, and leave it alone")
+	f.BoolVarP(&r.Detach, "detach", "d", false, "start it, and leave it alone, without input and output")
 	f.StringArrayVarP(&env, "env", "e", nil, "`KEY=VALUE` of the environment, or KEY for the value here")
 	f.StringVarP(&r.WorkDir, "workdir", "w", "", "working `DIRECTORY`")
 	f.StringVarP(&r.User, "user", "u", "", "`USER[:GROUP]`, names or numbers")
 	f.StringVar(&keys, "detach-keys", keys, "`KEYS` that leave the command alone")
 	return c
-}
-
-// leaveAtOnce starts a command that goes on by itself.
-func leaveAtOnce(ctx context.Context, service *runtime.Service, ref string, r runtime.ExecRequest) error {
-	r.DetachKeys = []byte{0}
-	r.Stdin = strings.NewReader(string(r.DetachKeys)) // typed as soon as it runs
-	_, err := service.Exec(ctx, ref, r)
-	if errors.Is(err, process.ErrDetached) {
-		return nil
-	}
-	return err
 }
 
 // execution is a command whose input and output the user is.

@@ -138,6 +138,12 @@ func (s Shim) StopExecs(ctx context.Context) error {
 	return err
 }
 
+// Abandon has the shim forget an exec that runs when it has ended.
+func (s Shim) Abandon(ctx context.Context, exec string) error {
+	_, err := s.call(ctx, "Abandon", appendString(appendString(nil, 1, s.ID), 2, exec))
+	return err
+}
+
 // Streams says what a client of Attach takes part in.
 type Streams struct {
 	Stdin, Stdout, Stderr bool
