@@ -219,16 +219,18 @@ func TestCLITerminalExec(t *testing.T) {
 // Signals are the container's. Somebody who insists ends berth alone.
 func TestCLISignals(t *testing.T) {
 	forCLI(t, func(t *testing.T, c *cli) {
-		cmd := c.command(t, "run", "--rm", "--network", "host", host.Busybox, "sh", "-c", "trap 'echo got; exit 9' USR1; echo ready; while :; do sleep 0.1; done")
+		cmd := c.command(t, "run", "--rm", "--network", "host", host.Busybox, "sh", "-c", "trap 'echo got; exit 9' USR1; trap 'echo real time' 37; echo ready; while :; do sleep 0.1; done")
 		var out lines
 		cmd.Stdout = &out
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
 		eventually(t, patience, func() string { return out.lacks(1, "ready") })
+		_ = cmd.Process.Signal(unix.Signal(37)) // SIGRTMIN+3, which has no name everywhere
+		eventually(t, patience, func() string { return out.lacks(1, "real time") })
 		_ = cmd.Process.Signal(unix.SIGUSR1)
 		_ = cmd.Wait()
-		if got := cmd.ProcessState.ExitCode(); got != 9 || out.String() != "ready\ngot\n" {
+		if got := cmd.ProcessState.ExitCode(); got != 9 || out.String() != "ready\nreal time\ngot\n" {
 			t.Errorf("exit %d: %q", got, out.String())
 		}
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -64,7 +65,7 @@ func (f *foreground) follow(ctx context.Context, start func(context.Context) err
 	ctx, leave := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer leave(nil)
 	stop := terminal.Forward(
-		func(sig unix.Signal) { _ = f.service.Kill(ctx, string(f.c.ID), unix.SignalName(sig), false) }, // it may have ended
+		func(sig unix.Signal) { _ = f.service.Kill(ctx, string(f.c.ID), strconv.Itoa(int(sig)), false) }, // it may have ended
 		func() { leave(exit.Signal(unix.SIGINT)) },
 	)
 	defer stop()
