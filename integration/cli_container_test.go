@@ -144,6 +144,17 @@ func TestCLIFailures(t *testing.T) {
 	})
 }
 
+// Who attaches without a terminal sees the output to its end, though his input has one.
+func TestCLIAttach(t *testing.T) {
+	forCLI(t, func(t *testing.T, c *cli) {
+		c.start(t, "app", "-i", host.Busybox, "sh", "-c", "read word; sleep 0.5; echo got $word; exit 4")
+		if got := c.feed(t, "one\n", "container", "attach", "app"); got != (result{out: "got one\n", code: 4}) {
+			t.Errorf("%+v", got)
+		}
+		c.fails(t, 125, "Exited", "container", "attach", "app")
+	})
+}
+
 // What a slow reader of a container's output gets is all of it.
 func TestCLIRunSlowReader(t *testing.T) {
 	forCLI(t, func(t *testing.T, c *cli) {

@@ -144,15 +144,18 @@ func (f *foreground) connect(ctx context.Context) (*connection, error) {
 		con.done <- kubelog.Read(ctx, f.c.LogPath, kubelog.Options{Tail: -1, Ended: ended}, print)
 	}()
 	if f.in {
-		go func() {
-			err := f.service.Attach(ctx, string(f.c.ID), runtime.AttachRequest{Stdin: f.s.In, DetachKeys: f.detachKeys()})
-			// It may have ended before it was reached, which the log tells better.
-			if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
-				con.done <- err
-			}
-		}()
+		go f.feed(ctx, con)
 	}
 	return con, nil
+}
+
+// feed is the container's input, whose end is not that of its output.
+func (f *foreground) feed(ctx context.Context, con *connection) {
+	err := f.service.Attach(ctx, string(f.c.ID), runtime.AttachRequest{Stdin: f.s.In, DetachKeys: f.detachKeys()})
+	// It may have ended before it was reached, which its output tells better.
+	if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+		con.done <- err
+	}
 }
 
 // detachKeys are none where what comes is no user's typing.
@@ -165,16 +168,14 @@ func (f *foreground) detachKeys() []byte {
 
 // attach makes a connection through the shim.
 func (f *foreground) attach(ctx context.Context) (*connection, error) {
-	con := &connection{done: make(chan error, 1), ended: func() {}, restore: func() {}}
+	con := &connection{done: make(chan error, 2), ended: func() {}, restore: func() {}} // of the output, and the input
 	r := runtime.AttachRequest{Stdout: f.s.Out, Stderr: f.s.Err, DetachKeys: f.detachKeys()}
-	if f.in {
-		r.Stdin = f.s.In
-	}
 	if f.c.TTY {
 		r.Stderr = nil
 		r.Resize = terminal.Sizes(ctx, f.s.Out)
 	}
 	if f.c.TTY && f.in {
+		r.Stdin = f.s.In
 		restore, err := terminal.Raw(f.s.In)
 		if err != nil {
 			return nil, err
@@ -186,6 +187,9 @@ func (f *foreground) attach(ctx context.Context) (*connection, error) {
 	go func() { con.done <- f.attachAgain(ctx, r) }()
 	select {
 	case <-started:
+		if f.in && !f.c.TTY {
+			go f.feed(ctx, con)
+		}
 		return con, nil
 	case err := <-con.done:
 		con.restore()
