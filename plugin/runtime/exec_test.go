@@ -106,7 +106,7 @@ func TestRuntimeExecLeft(t *testing.T) {
 		return len(open)
 	}
 	before := files()
-	const script = "echo begun; until [ -e /go ]; do sleep 0.05; done; echo more; echo x >>/ended"
+	const script = "echo begun; until [ -e /go ]; do sleep 0.05; done; head -c 1000000 /dev/zero; echo x >>/ended"
 	for range 2 {
 		begun := make(chan struct{})
 		leaving, leave := context.WithCancel(ctx(t))

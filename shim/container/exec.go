@@ -125,12 +125,16 @@ func (c *Container) exec(p *Process, limit time.Duration, u *undo, l *launch) er
 	})
 }
 
-// Abandon has an exec deleted when it has ended, or now: whoever began it is gone.
+// Abandon has an exec deleted when it has ended, or now, and its output thrown away:
+// whoever began it is gone.
 func (c *Container) Abandon(p *Process) error {
 	if p == c.init || p.state == Created {
 		return fault.New(fault.FailedPrecondition, "cannot abandon a process that is no exec, or not started")
 	}
 	p.left = true
+	if p.streams != nil {
+		p.streams.Discard()
+	}
 	c.deleteLeft(p)
 	return nil
 }

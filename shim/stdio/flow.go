@@ -309,15 +309,20 @@ func (f *flow) fail(err error) {
 		f.s.warn(f.name(), err)
 	}
 	if f.sinkBroken && f.stream >= 0 && (f.copying || f.logged()) {
-		// A terminal, and logs, outlive who else was reading: go on without.
-		f.waitFor(nothing)
-		closeFD(&f.dst)
-		f.fifo, f.sinkBroken, f.pending = false, false, nil
-		f.dropSpool()
-		f.start()
+		// A terminal, and logs, outlive who else was reading.
+		f.discard()
 		return
 	}
 	f.finish()
+}
+
+// discard goes on without the sink.
+func (f *flow) discard() {
+	f.waitFor(nothing)
+	closeFD(&f.dst)
+	f.fifo, f.sinkBroken, f.pending = false, false, nil
+	f.dropSpool()
+	f.start()
 }
 
 // finish ends the flow: what was read has been taken, or never will be.

@@ -30,8 +30,14 @@ type linger struct {
 }
 
 // linger takes over the fifo of a finished stream. fd, which is the stream's and
-// open for reading, too, is closed.
+// open for reading, too, is closed. A pipe that has no name is nobody's to open: its
+// reader is there already, or never will be.
 func (s *Streams) linger(fd int) {
+	var fs unix.Statfs_t
+	if unix.Fstatfs(fd, &fs) == nil && fs.Type == unix.PIPEFS_MAGIC {
+		_ = unix.Close(fd)
+		return
+	}
 	w, err := unix.Open(fdPath(fd), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	_ = unix.Close(fd)
 	if err != nil {

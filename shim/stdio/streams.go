@@ -232,6 +232,16 @@ func (s *Streams) Exited() {
 	s.settle()
 }
 
+// Discard throws output away from now on: nobody is going to read the fifos. What the
+// job is about, while containerd is away, goes on.
+func (s *Streams) Discard() {
+	for _, f := range s.out {
+		if f != nil && f.fifo && !f.over && !s.working {
+			f.discard()
+		}
+	}
+}
+
 // Drained calls f, once, when all output has been handed over and logging
 // programs have ended: with true, at once if that is so already. With false when
 // limit has passed before (0: no limit), or at Close.
