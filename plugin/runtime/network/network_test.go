@@ -264,6 +264,29 @@ func TestLeftovers(t *testing.T) {
 	}
 }
 
+// Two who remove a pod's network at once both succeed: plugins are not asked twice at a
+// time.
+func TestRemovedTwice(t *testing.T) {
+	w := newWorld(t, `{"type": "alone"}`)
+	w.write(t, "bin/alone", `#!/bin/sh
+[ "$CNI_COMMAND" != ADD ] || { echo '{"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "x"}]}'; exit 0; }
+mkdir `+w.dir+`/busy || exit 1
+sleep 0.3
+rmdir `+w.dir+`/busy
+`, 0o755)
+	w.add(t, Request{PodID: "p"})
+	errs := make(chan error, 2)
+	for range cap(errs) {
+		go func() { errs <- w.Remove(context.Background(), "p") }()
+	}
+	for range cap(errs) {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	w.empty(t)
+}
+
 // A plugin late in the chain fails: the ones before it are undone.
 func TestFailedAdd(t *testing.T) {
 	w := newWorld(t, `{"type": "fails"}`)

@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/go-cni"
 
 	"github.com/berthd/berth/plugin/labels"
+	"github.com/berthd/berth/plugin/runtime/record/claim"
 )
 
 // Pods are the networks of one containerd namespace's pods. Safe for concurrent
@@ -146,9 +147,15 @@ func (p *Pods) Remove(ctx context.Context, podID string) error {
 		return fmt.Errorf("network of pod %q: %w", podID, errdefs.ErrInvalidArgument)
 	}
 	dir := p.dir(podID)
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+	// One at a time: plugins fail over what another call takes away.
+	unlock, err := claim.LockDir(ctx, dir, claim.Exclusive)
+	if errdefs.IsNotFound(err) {
 		return nil
 	}
+	if err != nil {
+		return fmt.Errorf("remove network of pod %s: %w", podID, err)
+	}
+	defer unlock()
 	r, err := load(dir)
 	if err != nil {
 		// A record that was cut off, or has not reached the disk: there is a request
