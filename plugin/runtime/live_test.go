@@ -121,6 +121,35 @@ func waitFor(t *testing.T, s *berth.Service, c berth.Container) <-chan berth.Con
 	return ended
 }
 
+// A member that is made while its pod is being removed goes with it, and with the pod's
+// cgroup.
+func TestRuntimeRemovePodMeanwhile(t *testing.T) {
+	r := withService(t)
+	p := r.pod(t, hostPod(t))
+	r.start(t, shell(p, "main", idle))
+	late := sync.OnceFunc(func() {
+		c, err := r.CreateContainer(ctx(t), shell(p, "late", stubborn))
+		if err == nil {
+			err = r.StartContainer(ctx(t), string(c.ID))
+		}
+		if err != nil {
+			t.Errorf("a member: %v", err)
+		}
+	})
+	s := r.watched(t, func(method string) error {
+		if strings.HasSuffix(method, "Tasks/Kill") {
+			late()
+		}
+		return nil
+	})
+	if err := s.RemovePod(ctx(t), string(p.ID), berth.RemoveOptions{Force: true}); err != nil {
+		t.Error(err)
+	}
+	if left := r.left(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
 // A container whose state is lost is not taken for one that is not there, or that does
 // not run.
 func TestRuntimeDamaged(t *testing.T) {

@@ -152,19 +152,23 @@ func parentOf(cgroup string) string {
 	return filepath.Dir(cgroup)
 }
 
-// removeCgroups removes what no shim owns: the cgroup of the pod above those of its
-// containers, in all hierarchies, if it is empty and berth's.
+// removeCgroups removes the cgroup of a pod above those of its containers, in all
+// hierarchies, if it is empty and berth's. No shim owns that of a machine, and others'
+// shims leave it if there was still a container in it.
 func removeCgroups(infra containers.Container) {
 	var spec struct{ Linux struct{ CgroupsPath string } }
 	if infra.Spec == nil || json.Unmarshal(infra.Spec.GetValue(), &spec) != nil {
 		return
 	}
-	parent := parentOf(spec.Linux.CgroupsPath)
-	if !strings.HasPrefix(parent, "/berth/") {
+	pod := spec.Linux.CgroupsPath
+	if infra.SnapshotKey != "" { // a machine's own is below
+		pod = parentOf(pod)
+	}
+	if !strings.HasPrefix(pod, "/berth/") {
 		return
 	}
-	dirs, _ := filepath.Glob("/sys/fs/cgroup/*" + parent)
-	for _, dir := range append(dirs, "/sys/fs/cgroup"+parent) {
+	dirs, _ := filepath.Glob("/sys/fs/cgroup/*" + pod)
+	for _, dir := range append(dirs, "/sys/fs/cgroup"+pod) {
 		_ = os.Remove(dir)
 	}
 }

@@ -119,16 +119,38 @@ func (s *Service) RemovePod(ctx context.Context, ref string, o RemoveOptions) er
 	if err := s.sandboxes.shutdown(ctx, PodID(p.ID)); err != nil {
 		return err
 	}
-	if p.Infra != nil && p.Metadata.ImageID != "" {
+	err = s.removeRecords(ctx, p)
+	if errdefs.IsFailedPrecondition(err) {
+		// A member was made meanwhile. It is the last one: there is no sandbox any more.
+		if p, err = s.findPod(ctx, p.ID); err == nil {
+			err = s.removeRecords(ctx, p)
+		}
+	}
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// removeRecords removes what there is of a pod without its sandbox.
+func (s *Service) removeRecords(ctx context.Context, p *foundPod) error {
+	for _, e := range p.Members {
+		if err := s.endTask(ctx, e.ID); err != nil {
+			return fmt.Errorf("remove pod %s: %w", p.ID, err)
+		}
+	}
+	if p.Infra != nil {
 		removeCgroups(p.view.containers[p.ID])
 	}
 	if err := s.records.RemovePod(ctx, p.ID); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("remove pod %s: %w", p.ID, err)
+		return err
 	}
+	var errs []error
 	for _, e := range p.Members {
-		if err := s.forgetExit(e.ID); err != nil {
-			return fmt.Errorf("remove pod %s: %w", p.ID, err)
-		}
+		errs = append(errs, s.forgetExit(e.ID))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove pod %s: %w", p.ID, err)
 	}
 	return nil
 }
