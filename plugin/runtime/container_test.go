@@ -287,6 +287,9 @@ func TestRuntimeMount(t *testing.T) {
 	if _, err := r.Wait(ctx(t), ref); err != nil {
 		t.Fatal(err)
 	}
+	if ended, err := r.Mount(ctx(t), ref); err != nil || ended != running {
+		t.Errorf("when it has ended: %s, %v", ended, err)
+	}
 	tasks := r.Client().TaskService()
 	if _, err := tasks.Delete(r.Context(ctx(t)), deleteTask(ref)); err != nil {
 		t.Fatal(err)

@@ -22,6 +22,7 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/typeurl/v2"
 	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/plugin/labels"
@@ -217,9 +218,12 @@ func (s *Service) PortForward(ctx context.Context, ref string, port uint16, stre
 // While the container has a task it is that one's, which counts nobody.
 func (s *Service) Mount(ctx context.Context, ref string) (path string, err error) {
 	err = s.do(ctx, ref, func(ctx context.Context, m *member) error {
-		if bundle := m.StateNoLock().Bundle; bundle != "" && m.Living() == nil {
-			path = filepath.Join(bundle, "rootfs")
-			return nil
+		if bundle := m.StateNoLock().Bundle; bundle != "" {
+			root := filepath.Join(bundle, "rootfs")
+			if mounted, err := mountinfo.Mounted(root); err == nil && mounted {
+				path = root
+				return nil
+			}
 		}
 		path, err = s.records.Mount(ctx, m.ID)
 		return err
