@@ -112,8 +112,11 @@ func TestRuntimePodRefused(t *testing.T) {
 		q := hostPod(t)
 		q.Name += "-" + name
 		change(&q)
-		if p, err := r.CreatePod(ctx(t), q); err == nil {
+		p, err := r.CreatePod(ctx(t), q)
+		if err == nil {
 			t.Errorf("%s: made as %s", name, p.ID)
+		} else if strings.Count(err.Error(), "sandbox") > 1 {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 	r.Settle(t, before)

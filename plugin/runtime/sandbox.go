@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -49,13 +50,23 @@ func newSandboxes(c *client.Client, namespace string) sandboxes {
 func (s sandboxes) start(ctx context.Context, record sandbox.Sandbox, config *cri.PodSandboxConfig, netns string) error {
 	err := s.controller.Create(ctx, record, sandbox.WithOptions(config), sandbox.WithNetNSPath(netns))
 	if err != nil {
-		return fmt.Errorf("create sandbox %s: %w", record.ID, err)
+		return fmt.Errorf("create sandbox %s: %w", record.ID, cause{err})
 	}
 	if _, err := s.controller.Start(ctx, record.ID); err != nil {
-		return fmt.Errorf("start sandbox %s: %w", record.ID, err)
+		return fmt.Errorf("start sandbox %s: %w", record.ID, cause{err})
 	}
 	return nil
 }
+
+// cause is an error without what containerd and the shim say before the reason: which
+// pod it is, callers say themselves.
+type cause struct{ error }
+
+// preface is as "failed to create sandbox ID: create sandbox ID: pod ID: ".
+var preface = regexp.MustCompile(`^((failed to )?([a-z]+ sandbox|pod) [A-Za-z0-9._-]+: )+`)
+
+func (c cause) Error() string { return preface.ReplaceAllString(c.error.Error(), "") }
+func (c cause) Unwrap() error { return c.error }
 
 // addHosts adds to the hosts file of a pod, which its members have.
 func (s sandboxes) addHosts(id PodID, hosts []Host) error {
