@@ -219,6 +219,8 @@ func TestCLIErrors(t *testing.T) {
 			{"no pod", "nosuch", []string{"pod", "inspect", "nosuch"}},
 			{"no container", "nosuch", []string{"container", "stop", "nosuch"}},
 			{"no container to execute in", "nosuch", []string{"exec", "nosuch", "true"}},
+			{"no container to unmount", "nosuch", []string{"container", "unmount", "nosuch"}},
+			{"no signal", "NOPE", []string{"run", "--stop-signal", "NOPE", host.Busybox}},
 			{"no log", "nosuch", []string{"logs", "nosuch"}},
 			{"port", "HOSTPORT:PORT", []string{"pod", "create", "-p", "80", "x"}},
 			{"volume", "no named volumes", []string{"run", "-v", "data:/data", host.Busybox}},

@@ -232,6 +232,11 @@ func TestContainer(t *testing.T) {
 			}
 		})
 	}
+	// The image's entry point is left out, and the arguments are the command.
+	got, err := request(t, "--entrypoint", "")
+	if diff := cmp.Diff([]string{"a", "b"}, got.Command); err != nil || diff != "" || len(got.Args) > 0 {
+		t.Errorf("no entry point: %v, arguments %q (-want +got):\n%s", err, got.Args, diff)
+	}
 }
 
 func TestContainerRefused(t *testing.T) {
@@ -257,6 +262,7 @@ func TestContainerRefused(t *testing.T) {
 		{"--security-opt", "x"},
 		{"--security-opt", "label=disable"},
 		{"--group-add", "wheel"},
+		{"--stop-signal", "NOPE"},
 		{"--log-max-size", "x"},
 		{"--memory", "x"},
 		{"--mount", "x"},

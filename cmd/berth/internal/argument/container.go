@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/moby/sys/signal"
 	"github.com/spf13/pflag"
 
 	"github.com/berthd/berth/plugin/labels"
@@ -97,8 +98,17 @@ func (c *Container) Request(image string, args []string) (runtime.ContainerReque
 	if r.Name == "" {
 		r.Name = MadeUp(image)
 	}
-	if c.entrypoint != "" {
+	switch {
+	case c.entrypoint != "":
 		r.Command = []string{c.entrypoint}
+	case c.flags.Changed("entrypoint"): // as docker has it: none, not even the image's
+		if len(args) == 0 {
+			return r, invalid("--entrypoint \"\": and no command")
+		}
+		r.Command, r.Args = args, nil
+	}
+	if _, err := signal.ParseSignal(r.StopSignal); err != nil && r.StopSignal != "" {
+		return r, invalid("--stop-signal %q, want a name or number", r.StopSignal)
 	}
 	for _, step := range []func(*runtime.ContainerRequest) error{
 		c.environment, c.files, c.texts, c.securityOptions, c.limits, c.ownPod,

@@ -128,6 +128,10 @@ func unmount(s *session.Session) *cobra.Command {
 		Long:    "Unmount the root file systems of containers, whoever else uses them.",
 		Example: `  berth container unmount app`,
 	}, nil, func(ctx context.Context, service *runtime.Service, ref string) error {
-		return service.Unmount(ctx, ref)
+		found, err := service.Container(ctx, ref) // one that is not there would be a success
+		if err != nil {
+			return err
+		}
+		return service.Unmount(ctx, string(found.ID))
 	})
 }
