@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -49,7 +50,7 @@ func run(ctx context.Context) error {
 	}()
 	s := &session.Session{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}
 	err := command.Root(s, version).ExecuteContext(ctx)
-	if err != nil && ctx.Err() != nil {
+	if err != nil && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
 		// Whatever it says, this is why.
 		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 	}

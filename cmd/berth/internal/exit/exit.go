@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -72,13 +73,16 @@ func Start(err error) error {
 		{"is a directory", NotExecutable},
 		{"exec format error", NotExecutable},
 	} {
-		// Anything else may lack a file too.
-		if strings.Contains(text, c.words) && strings.Contains(text, "exec") {
+		if strings.Contains(text, c.words) && ofCommand.MatchString(text) {
 			return coded{err, c.code}
 		}
 	}
 	return err
 }
+
+// ofCommand is in what a runtime says of the command: anything else may lack a file too,
+// as its own programs do when a container ends meanwhile.
+var ofCommand = regexp.MustCompile(`exec: "|exec /|executable`)
 
 // Of returns the code for the error with which a command has ended.
 func Of(err error) int {
