@@ -452,6 +452,17 @@ func TestDirectoryWithoutRecord(t *testing.T) {
 	})
 }
 
+// A crash cut off the first snapshot that there was to be.
+func TestDirectoriesWithoutRecords(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "root")
+	for _, name := range []string{"1/fs", "new-123/work"} {
+		must(t, os.MkdirAll(filepath.Join(root, "snapshots", name), 0o755))
+	}
+	s := open(t, Config{Root: root})
+	nothingLeft(t, s)
+	prepare(t, s, "a", "")
+}
+
 // containerd's metadata walks a snapshotter before anything was made in it.
 func TestWalkOfNone(t *testing.T) {
 	s := open(t, Config{Root: filepath.Join(t.TempDir(), "root")})
@@ -464,4 +475,34 @@ func TestWalkOfNone(t *testing.T) {
 	if err := s.Walk(t.Context(), refuse); !errdefs.IsNotFound(err) {
 		t.Errorf("the caller's own error became %v", err)
 	}
+}
+
+// Roots on one file system that are opened at the same time have numbers of their own.
+func TestRootsAtOnce(t *testing.T) {
+	t.Run("quota", func(t *testing.T) {
+		dir := t.TempDir()
+		needQuota(t, dir)
+		var opened [8]*Snapshotter
+		var all sync.WaitGroup
+		for i := range opened {
+			all.Go(func() {
+				var err error
+				if opened[i], err = New(t.Context(), Config{Root: filepath.Join(dir, strconv.Itoa(i))}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		taken := map[quota.Project]int{}
+		for i, s := range opened {
+			if s == nil {
+				continue
+			}
+			if other, both := taken[s.projects.first]; both {
+				t.Errorf("roots %d and %d have the numbers from %d on", other, i, s.projects.first)
+			}
+			taken[s.projects.first] = i
+			must(t, s.Close())
+		}
+	})
 }

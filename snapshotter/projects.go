@@ -10,6 +10,7 @@ import (
 	"strconv"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/snapshotter/quota"
 )
@@ -52,17 +53,60 @@ func openProjects(root string) (_ *projects, err error) {
 	if p.first, err = fs.Of(mark); err != nil || p.first >= firstBlock && p.first%blockSize == 0 {
 		return p, err
 	}
+	return p, exclusively(root, func() error {
+		p.first, err = freeBlock(fs)
+		if err != nil {
+			return err
+		}
+		return fs.Assign(mark, p.first)
+	})
+}
+
+// freeBlock is the first number of a block of which none is in use.
+func freeBlock(fs *quota.FileSystem) (quota.Project, error) {
 	for block := firstBlock; block <= lastBlock; block += blockSize {
 		next, found, err := fs.Next(block)
 		if err != nil {
-			return nil, err
+			return 0, err
 		}
 		if !found || next >= block+blockSize {
-			p.first = block
-			return p, fs.Assign(mark, block)
+			return block, nil
 		}
 	}
-	return nil, fmt.Errorf("project numbers from %d on are all in use: %w", firstBlock, errdefs.ErrResourceExhausted)
+	return 0, fmt.Errorf("project numbers from %d on are all in use: %w", firstBlock, errdefs.ErrResourceExhausted)
+}
+
+// exclusively calls f while nobody else does with a root on the same file system: the
+// topmost directory of it is locked.
+func exclusively(root string, f func() error) error {
+	top, err := topmost(root)
+	if err != nil {
+		return err
+	}
+	dir, err := os.Open(top)
+	if err != nil {
+		return err
+	}
+	defer dir.Close() // unlocks
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", top, err)
+	}
+	return f()
+}
+
+// topmost is the directory that a path's file system is mounted on.
+func topmost(path string) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return "", fmt.Errorf("stat %s: %w", path, err)
+	}
+	for above := filepath.Dir(path); above != path; path, above = above, filepath.Dir(above) {
+		var other unix.Stat_t
+		if err := unix.Stat(above, &other); err != nil || other.Dev != st.Dev {
+			break
+		}
+	}
+	return path, nil
 }
 
 func (p *projects) close() error {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -23,13 +24,32 @@ func (s *Snapshotter) recover(ctx context.Context) error {
 	if err == nil {
 		err = errors.Join(s.projects.clear(ids), s.unmount(ids))
 	}
-	if err == nil {
+	switch {
+	case err != nil:
+	case len(ids) == 0:
+		// Before the first record overlayfs's snapshotter does not look at directories.
+		err = s.empty()
+	default:
 		err = s.Cleanup(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("recover %s: %w", s.config.Root, err)
 	}
 	return nil
+}
+
+// empty removes the directories of all snapshots.
+func (s *Snapshotter) empty() error {
+	dir := filepath.Join(s.config.Root, "snapshots")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var faults []error
+	for _, e := range entries {
+		faults = append(faults, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	return errors.Join(faults...)
 }
 
 // ids are the numbers and keys of all snapshots.
