@@ -146,7 +146,7 @@ func (y *Layer) Writable(ctx context.Context) (_ *Writable, err error) {
 }
 
 // labelBuild tells a builder's snapshot from others'.
-const labelBuild = "berth.io/build"
+const labelBuild = "io.berth.build"
 
 func (w *Writable) mountKey() string { return "build-" + w.key }
 

@@ -29,8 +29,8 @@ import (
 
 // Labels of the snapshot that a container writes to, and of its lease.
 const (
-	labelLayer      = "berth.io/layer"             // the layer's id: it is berth's
-	labelMountLabel = "berth.io/layer.mount-label" // SELinux'
+	labelLayer      = "io.berth.layer"             // the layer's id: it is berth's
+	labelMountLabel = "io.berth.layer.mount-label" // SELinux'
 )
 
 // undoTimeout bounds the removal of what a failed call has made.

@@ -261,7 +261,7 @@ func TestRelease(t *testing.T) {
 		t.Error(err)
 	}
 	// What is left of a process that was killed while it made one.
-	if lease, err = r.Client().LeasesService().Create(r.ctx, leases.WithID("half"), leases.WithLabel("berth.io/layer", "half")); err == nil {
+	if lease, err = r.Client().LeasesService().Create(r.ctx, leases.WithID("half"), leases.WithLabel("io.berth.layer", "half")); err == nil {
 		_, err = r.Client().SnapshotService("overlayfs").Prepare(leases.WithLease(r.ctx, lease.ID), "half-init-key", "")
 	}
 	if err != nil {

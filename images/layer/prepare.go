@@ -108,7 +108,7 @@ func (p *preparation) snapshot(ctx context.Context, key, base string, opts ...sn
 }
 
 // labelCall tells the lease of a call from that of another for the same layer.
-const labelCall = "berth.io/layer.call"
+const labelCall = "io.berth.layer.call"
 
 // lease makes the lease. A call that ends while containerd makes it does not know
 // whether there is one, and must not take another's.

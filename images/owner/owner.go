@@ -13,7 +13,7 @@ import (
 
 // Label is the label of leases and the like that belong to a process: its value is
 // that of Self. What has no such label belongs to nobody.
-const Label = "berth.io/owner"
+const Label = "io.berth.owner"
 
 // identity is what tells a process from all others: boot, PID namespace, number, and
 // when it was started.

@@ -18,7 +18,7 @@ import (
 )
 
 // labelImage is the label with the name that is pulled.
-const labelImage = "berth.io/pull.image"
+const labelImage = "io.berth.pull.image"
 
 // leaseTime is how long what has arrived waits for the next attempt: as long as
 // moby keeps it. A pull that takes longer fails.

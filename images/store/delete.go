@@ -88,7 +88,7 @@ const collectTimeout = time.Minute
 // Labels of leases that only spare a repeated pull the transfer of what was here
 // already, berth's and moby's: a prune ends them.
 const (
-	LabelPruneLease     = "berth.io/prune.images"
+	LabelPruneLease     = "io.berth.prune.images"
 	labelMobyPruneLease = "moby/prune.images"
 )
 

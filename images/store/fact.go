@@ -23,16 +23,16 @@ import (
 // for each image. Others may move a record without touching its labels: they hold
 // only for the target that labelTarget names.
 const (
-	labelTarget   = "berth.io/image.target"
-	labelManifest = "berth.io/image.manifest"
-	labelConfig   = "berth.io/image.config"
-	labelPlatform = "berth.io/image.platform"
-	labelCreated  = "berth.io/image.created"
-	labelSize     = "berth.io/image.size"
+	labelTarget   = "io.berth.image.target"
+	labelManifest = "io.berth.image.manifest"
+	labelConfig   = "io.berth.image.config"
+	labelPlatform = "io.berth.image.platform"
+	labelCreated  = "io.berth.image.created"
+	labelSize     = "io.berth.image.size"
 )
 
 // labelPrevious is on records of images without a name and says what it was.
-const labelPrevious = "berth.io/image.previous-name"
+const labelPrevious = "io.berth.image.previous-name"
 
 // Facts are what a listing shows of an image: of the variant for this host, or if
 // there is none of the first that is here. What is not known is zero.

@@ -19,7 +19,7 @@ const (
 
 	// labelPinnedBy says that a pattern of the configuration has pinned the record:
 	// when the patterns change the pins go that they have made, and no others.
-	labelPinnedBy = "berth.io/image.pinned-by"
+	labelPinnedBy = "io.berth.image.pinned-by"
 	byPattern     = "pattern"
 )
 

@@ -278,7 +278,7 @@ func TestFacts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if record.Labels["berth.io/image.target"] != digestOf(img) {
+		if record.Labels["io.berth.image.target"] != digestOf(img) {
 			t.Errorf("%s tells nothing: %v", name, record.Labels)
 		}
 		if told := r.facts(t, name); !cmp.Equal(told, read) || told.Err != nil || told.Size == 0 || told.Config == "" {
@@ -299,7 +299,7 @@ func TestFactsMoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	img, err := r.Resolve(timeout(t), "berth.test/a:1")
-	if err != nil || img.Labels["berth.io/image.target"] != digestOf(a) {
+	if err != nil || img.Labels["io.berth.image.target"] != digestOf(a) {
 		t.Fatalf("%+v, %v", img, err)
 	}
 	if diff := cmp.Diff(want, r.facts(t, "berth.test/a:1")); diff != "" {
