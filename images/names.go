@@ -17,7 +17,21 @@ import (
 // registry.Candidates. It is CandidatesForPotentiallyShortImageName of the
 // ImageServer.
 func (s *Service) Candidates(name string) ([]reference.Reference, error) {
-	return s.candidates(name)
+	plain, err := plainName(name)
+	if err != nil {
+		return nil, err
+	}
+	return s.registry.Candidates(plain)
+}
+
+// Search returns what a name may stand for in registries, in the order in which to
+// try, as Candidates, but asks nobody to choose.
+func (s *Service) Search(name string) ([]reference.Reference, error) {
+	plain, err := plainName(name)
+	if err != nil {
+		return nil, err
+	}
+	return s.registry.Search(plain)
 }
 
 // Meaning is what a string that a user typed stands for: one of the two.
@@ -31,7 +45,7 @@ type Meaning struct {
 // ResolveNames tells what a string stands for: the image here whose ID it is, or
 // begins, or else names in registries. What can be an ID alone, and is none of an
 // image here, is reference.ErrCannotParseImageID; other errors are those of
-// Candidates. It is ResolveNames of the ImageServer.
+// Search. It is ResolveNames of the ImageServer.
 func (s *Service) ResolveNames(ctx context.Context, input string) (Meaning, error) {
 	if id := s.TryIDPrefix(ctx, input); id != nil {
 		_, err := s.StatusByID(ctx, *id)
@@ -42,6 +56,6 @@ func (s *Service) ResolveNames(ctx context.Context, input string) (Meaning, erro
 			return Meaning{}, fmt.Errorf("image %q: %w", input, err)
 		}
 	}
-	found, err := s.Candidates(input)
+	found, err := s.Search(input)
 	return Meaning{Candidates: found}, err
 }

@@ -35,7 +35,7 @@ func (s *Service) Prepare(ctx context.Context, r PrepareRequest) (*remote.Image,
 		}
 		platform = platforms.Only(wanted)
 	}
-	candidates, err := s.candidates(r.Name)
+	candidates, err := s.Candidates(r.Name)
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 
 	"github.com/berthd/berth/images/pull"
 	"github.com/berthd/berth/images/reference"
@@ -61,7 +62,7 @@ func (s *Service) Pull(ctx context.Context, r PullRequest) (PullResult, error) {
 	if err != nil {
 		return PullResult{}, err
 	}
-	candidates, err := s.candidates(r.Name)
+	candidates, err := s.Candidates(r.Name)
 	if err != nil {
 		return PullResult{}, err
 	}
@@ -71,6 +72,9 @@ func (s *Service) Pull(ctx context.Context, r PullRequest) (PullResult, error) {
 		if result, err = s.pull(ctx, request, r.Progress); err == nil || ctx.Err() != nil {
 			break
 		}
+	}
+	if err == nil {
+		s.remember(ctx, r.Name, result.Reference)
 	}
 	return result, err
 }
@@ -86,7 +90,7 @@ func (s *Service) PullAll(ctx context.Context, r PullRequest) ([]PullResult, err
 	if err != nil {
 		return nil, err
 	}
-	candidates, err := s.candidates(r.Name)
+	candidates, err := s.Candidates(r.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -111,6 +115,7 @@ func (s *Service) PullAll(ctx context.Context, r PullRequest) ([]PullResult, err
 		}
 		all = append(all, result)
 	}
+	s.remember(ctx, r.Name, ref)
 	return all, nil
 }
 
@@ -169,13 +174,24 @@ func slice(cgroup, sandbox string) (string, error) {
 // transports that a name may begin with. There is one: images come from registries.
 const defaultTransport = "docker://"
 
-// candidates are the references that a name may stand for.
-func (s *Service) candidates(name string) ([]reference.Reference, error) {
+// plainName is a name without the transport.
+func plainName(name string) (string, error) {
 	plain := strings.TrimPrefix(name, defaultTransport)
 	if plain == name && strings.Contains(name, "://") {
-		return nil, fmt.Errorf("image name %q: images come from registries (%s) only: %w", name, defaultTransport, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("image name %q: images come from registries (%s) only: %w", name, defaultTransport, errdefs.ErrInvalidArgument)
 	}
-	return s.registry.Candidates(plain)
+	return plain, nil
+}
+
+// remember has a name mean what was pulled by it, if somebody has chosen that.
+func (s *Service) remember(ctx context.Context, name string, ref reference.Reference) {
+	plain, err := plainName(name)
+	if err == nil {
+		err = s.registry.Pulled(plain, ref)
+	}
+	if err != nil {
+		log.G(ctx).WithError(err).WithField("image", name).Warn("somebody will be asked again which registry is meant")
+	}
 }
 
 // named tells whether a name has a tag or a digest.

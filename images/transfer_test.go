@@ -18,6 +18,7 @@ import (
 
 	"github.com/berthd/berth/images"
 	"github.com/berthd/berth/images/policy"
+	"github.com/berthd/berth/images/reference"
 	"github.com/berthd/berth/images/registry"
 	"github.com/berthd/berth/images/transfer"
 	"github.com/berthd/berth/integration/image"
@@ -108,6 +109,41 @@ func TestPullCandidates(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"pull " + m.two.Address + "/team/x:1"}, m.heard()); diff != "" {
 		t.Errorf("events (-want +got):\n%s", diff)
+	}
+	m.forget()
+}
+
+// Who has chosen a registry for a short name is not asked for it again.
+func TestPullChosen(t *testing.T) {
+	m := newMoving(t, nil)
+	m.serve(m.two, "x:1", image.Noise(1, 1000))
+	dir, asked := t.TempDir(), 0
+	for name, text := range map[string]string{
+		"registries.conf": fmt.Sprintf("unqualified-search-registries = [%q, %q]\nshort-name-mode = \"enforcing\"\n", m.one.Address, m.two.Address),
+		"policy.json":     `{"default": [{"type": "insecureAcceptAnything"}]}`,
+		"auth.json":       "{}",
+	} {
+		m.must(os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+	}
+	registries, err := registry.New(registry.Config{
+		HostsDir: dir + "/hosts", CertsDir: dir + "/certs", AuthFile: dir + "/auth.json", RegistriesConf: dir + "/registries.conf", Aliases: dir + "/aliases.conf",
+		Choose: func(_ string, all []reference.Reference) (reference.Reference, error) {
+			asked++
+			return all[1], nil
+		},
+	})
+	m.must(err)
+	s, err := images.New(images.Config{Client: m.d.Client(), Namespace: m.ns, Registry: registries, Policy: policy.Config{Path: dir + "/policy.json"}})
+	m.must(err)
+	if meant, err := s.ResolveNames(m.ctx(), "x:1"); err != nil || len(meant.Candidates) != 2 || asked > 0 {
+		t.Errorf("meaning: %+v, %v, asked %d times", meant, err, asked)
+	}
+	for range 2 {
+		_, err = s.Pull(m.ctx(), images.PullRequest{Name: "x:1"})
+		m.must(err)
+	}
+	if asked != 1 {
+		t.Errorf("asked %d times, want once", asked)
 	}
 	m.forget()
 }

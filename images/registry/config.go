@@ -47,7 +47,7 @@ type Config struct {
 	// the first alone the drop-ins are beside it, in a directory named like it
 	// with ".d".
 	RegistriesConf, RegistriesConfDir string
-	// Aliases is the file to which Record writes. Default: that of the user.
+	// Aliases is the file to which Pulled writes. Default: that of the user.
 	Aliases string
 	// Insecure lists registries that may have a certificate nobody knows, or
 	// speak plain HTTP: each is a "host", "host:port", or a range of addresses in

@@ -25,27 +25,18 @@ var ErrNoSearchRegistries = errdefs.ErrFailedPrecondition.WithMessage("no unqual
 var ErrAmbiguousName = errdefs.ErrFailedPrecondition.WithMessage("short-name mode is enforcing and there is nobody to choose")
 
 // Candidates returns the references that a name may stand for, in the order in
-// which to try them: one if the name has a registry or is an alias, else one for
-// each unqualified-search registry of registries.conf. There is at least one. A
-// name that cannot be one is ErrInvalidArgument; see also the errors of this
-// package, and reference.ErrCannotParseImageID. Nothing is asked for over a
-// network.
+// which to try them: those of Search, or the one of them that somebody has chosen
+// where registries.conf wants that. See also the errors of this package. The caller
+// says Pulled in the end.
 func (r *Registry) Candidates(name string) ([]reference.Reference, error) {
-	// This says why a name is wrong, better than the search does.
-	if _, err := reference.Parse(name); err != nil {
-		return nil, err
+	found, err := r.Search(name)
+	if err != nil || len(found) == 1 {
+		return found, err
 	}
-	found, err := r.search(name)
-	if err != nil {
-		return nil, err
-	}
-	if len(found) == 1 {
-		return found, nil
-	}
-	mode, err := sysregistriesv2.GetShortNameMode(r.System(Access{}))
+	mode, err := r.mode()
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("image name %q: %w: %w", name, err, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("image name %q: %w", name, err)
 	case mode == types.ShortNameModeEnforcing && r.config.Choose == nil:
 		return nil, fmt.Errorf("image name %q: one of %v: %w", name, found, ErrAmbiguousName)
 	case mode == types.ShortNameModeDisabled || r.config.Choose == nil:
@@ -58,8 +49,25 @@ func (r *Registry) Candidates(name string) ([]reference.Reference, error) {
 	return []reference.Reference{chosen}, nil
 }
 
-// search returns all references that a name may stand for, whatever the mode.
-func (r *Registry) search(name string) ([]reference.Reference, error) {
+// mode is what registries.conf wants to be done about short names.
+func (r *Registry) mode() (types.ShortNameMode, error) {
+	mode, err := sysregistriesv2.GetShortNameMode(r.System(Access{}))
+	if err != nil {
+		return mode, fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return mode, nil
+}
+
+// Search returns all references that a name may stand for, in the order in which to
+// try them: one if the name has a registry or is an alias, else one for each
+// unqualified-search registry of registries.conf. There is at least one. A name that
+// cannot be one is ErrInvalidArgument; see also ErrNoSearchRegistries and
+// reference.ErrCannotParseImageID. Nobody is asked, nor anything over a network.
+func (r *Registry) Search(name string) ([]reference.Reference, error) {
+	// This says why a name is wrong, better than the library does.
+	if _, err := reference.Parse(name); err != nil {
+		return nil, err
+	}
 	system := r.System(Access{})
 	// The library would ask whoever sits at the terminal of the process.
 	mode := types.ShortNameModeDisabled
@@ -84,26 +92,21 @@ func (r *Registry) search(name string) ([]reference.Reference, error) {
 	return found, nil
 }
 
-// Record makes the repository of ref the only candidate for a short name from now
-// on, whatever tag the name has. The caller does so after ref was pulled, when
-// somebody chose it. A name with a registry is ErrInvalidArgument.
-func (r *Registry) Record(name string, ref reference.Reference) error {
-	short, err := shortName(name)
-	if err != nil {
+// Pulled says that one of the Candidates for a name was pulled. If it was chosen, its
+// repository is the only one that the name may stand for from now on, whatever its
+// tag.
+func (r *Registry) Pulled(name string, ref reference.Reference) error {
+	mode, err := r.mode()
+	if err != nil || mode == types.ShortNameModeDisabled || r.config.Choose == nil {
 		return err
 	}
+	if found, err := r.Search(name); err != nil || len(found) == 1 {
+		return err
+	}
+	short, _, _ := strings.Cut(name, "@")
+	short, _, _ = strings.Cut(short, ":")
 	if err := sysregistriesv2.AddShortNameAlias(r.System(Access{}), short, ref.Repository()); err != nil {
 		return fmt.Errorf("alias %q for %s: %w: %w", short, ref.Repository(), err, errdefs.ErrFailedPrecondition)
 	}
 	return nil
-}
-
-// shortName is a name without registry, tag and digest.
-func shortName(name string) (string, error) {
-	if !shortnames.IsShortName(name) {
-		return "", fmt.Errorf("image name %q: not a short name: %w", name, errdefs.ErrInvalidArgument)
-	}
-	name, _, _ = strings.Cut(name, "@")
-	name, _, _ = strings.Cut(name, ":")
-	return name, nil
 }

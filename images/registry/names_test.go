@@ -128,6 +128,10 @@ func TestShortNameModes(t *testing.T) {
 		if diff := cmp.Diff([]string{"r.io/x:latest"}, candidates(t, r, "r.io/x")); diff != "" {
 			t.Error(diff)
 		}
+		asked = nil
+		if all, err := r.Search("x"); err != nil || len(all) != 2 || len(asked) > 0 {
+			t.Errorf("%+v: searched %v, %v, asked %v", test, all, err, asked)
+		}
 		if test.asks {
 			if _, err := r.Candidates("declined"); !errors.Is(err, errdefs.ErrAborted) {
 				t.Errorf("declined: %v", err)
@@ -136,21 +140,41 @@ func TestShortNameModes(t *testing.T) {
 	}
 }
 
-func TestRecord(t *testing.T) {
+// Who has chosen is not asked again, once what he chose was pulled.
+func TestPulled(t *testing.T) {
 	aliases := filepath.Join(t.TempDir(), "deep", "aliases.conf")
-	r := configured(t, three, registry.Config{Aliases: aliases})
-	candidates(t, r, "x")
-	if _, err := os.Stat(aliases); err == nil {
-		t.Error("asking for candidates has recorded an alias")
+	asked := 0
+	c := registry.Config{Aliases: aliases, Choose: func(_ string, all []reference.Reference) (reference.Reference, error) {
+		asked++
+		return all[1], nil
+	}}
+	r := configured(t, three, c)
+	for range 2 {
+		if diff := cmp.Diff([]string{"a.io:5000/x:7"}, candidates(t, r, "x:7")); diff != "" {
+			t.Error(diff)
+		}
 	}
-	if err := r.Record("x:7", parse(t, "a.io:5000/x:7")); err != nil {
-		t.Fatal(err)
+	if asked != 2 {
+		t.Errorf("asked %d times before anything was pulled, want 2", asked)
 	}
-	if diff := cmp.Diff([]string{"a.io:5000/x:8"}, candidates(t, r, "x:8")); diff != "" {
-		t.Error(diff)
+	for name, ref := range map[string]string{"x:7": "a.io:5000/x:7", "known": "c.io/x/known:latest", "r.io/x": "r.io/x:latest"} {
+		if err := r.Pulled(name, parse(t, ref)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
-	if err := r.Record("r.io/x", parse(t, "a.io/x")); !errdefs.IsInvalidArgument(err) {
-		t.Errorf("recorded a full name: %v", err)
+	if diff := cmp.Diff([]string{"a.io:5000/x:8"}, candidates(t, r, "x:8")); diff != "" || asked != 2 {
+		t.Errorf("asked %d times: %s", asked, diff)
+	}
+	if text, err := os.ReadFile(aliases); err != nil || strings.Count(string(text), " = ") != 1 {
+		t.Errorf("aliases: %q, %v, want one", text, err)
+	}
+	// Nobody has chosen what was tried in turn.
+	c.Choose, c.Aliases = nil, filepath.Join(t.TempDir(), "aliases.conf")
+	if err := configured(t, three, c).Pulled("x:7", parse(t, "a.io:5000/x:7")); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(c.Aliases); err == nil {
+		t.Error("an alias was recorded that nobody has chosen")
 	}
 }
 

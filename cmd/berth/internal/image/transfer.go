@@ -406,7 +406,7 @@ func (o *Source) Record(ctx context.Context, s *session.Session, name, platform 
 
 // pulled is the record that a pull by a name, perhaps a short one, has made.
 func pulled(service *images.Service, name string, result images.PullResult) (string, error) {
-	candidates, err := service.Candidates(name)
+	candidates, err := service.Search(name)
 	if err != nil {
 		return "", err
 	}
@@ -425,7 +425,7 @@ func stored(ctx context.Context, service *images.Service, name string) (string, 
 	if err == nil || !errors.Is(err, images.ErrNoSuchImage) {
 		return found.Name, err
 	}
-	candidates, wrong := service.Candidates(name)
+	candidates, wrong := service.Search(name)
 	if wrong != nil {
 		return "", err // it may be an ID
 	}
