@@ -19,7 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/berthd/berth/images"
-	"github.com/berthd/berth/images/owner"
+	"github.com/berthd/berth/images/lease"
 	"github.com/berthd/berth/images/store"
 )
 
@@ -159,22 +159,22 @@ func TestPruneTwice(t *testing.T) {
 	}
 }
 
-// What interrupted pulls have left goes as well, but not what is being pulled.
+// What interrupted pulls, and processes that were killed, have left goes as well, but
+// not what is being pulled.
 func TestPruneLeases(t *testing.T) {
 	s := newStored(t, nil)
 	a, b := sample(t, "a"), sample(t, "b")
-	working, err := s.d.Client().LeasesService().Create(s.ctx(), leases.WithRandomID(),
-		leases.WithLabels(map[string]string{store.LabelPruneLease: "pull", owner.Label: owner.Self()}))
+	working, err := lease.Create(s.ctx(), s.d.Client().LeasesService(), leases.WithRandomID(), leases.WithLabel(store.LabelPruneLease, "pull"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.write(leases.WithLease(s.ctx(), working.ID), b)
-	for _, label := range []string{store.LabelPruneLease, "moby/prune.images"} {
-		lease, err := s.d.Client().LeasesService().Create(s.ctx(), leases.WithRandomID(), leases.WithLabel(label, "pull"))
+	for label, value := range map[string]string{store.LabelPruneLease: "pull", "moby/prune.images": "pull", lease.LabelOwner: "an-earlier-boot/pid:[1]/7/7"} {
+		left, err := s.d.Client().LeasesService().Create(s.ctx(), leases.WithRandomID(), leases.WithLabel(label, value))
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.write(leases.WithLease(s.ctx(), lease.ID), a)
+		s.write(leases.WithLease(s.ctx(), left.ID), a)
 	}
 	report, err := s.Prune(s.ctx(), nil)
 	if err != nil || report.Reclaimed == 0 {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -120,6 +121,31 @@ func (c *imageCLI) complete(t testing.TB, name string) {
 	if err != nil || !regexp.MustCompile(`(?m)^`+regexp.QuoteMeta(name)+`\s.*complete \(\d+/\d+\).*true\s*$`).Match(out) {
 		t.Errorf("ctr images check: %v\n%s", err, out)
 	}
+}
+
+// loads starts `berth image load`, gives it a beginning, and waits until it is at work.
+// The leases are those from before.
+func (c *imageCLI) loads(t *testing.T, archive []byte) (load *exec.Cmd, leases []string) {
+	t.Helper()
+	leases = leasesOf(t, c.Daemon)
+	load = c.command(t, append(slices.Clone(c.settings), "image", "load")...)
+	in, err := load.StdinPipe()
+	if err == nil {
+		err = load.Start()
+	}
+	if err == nil {
+		_, err = in.Write(archive)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, patience, func() string {
+		if len(leasesOf(t, c.Daemon)) == len(leases) {
+			return "nothing is loaded"
+		}
+		return ""
+	})
+	return load, leases
 }
 
 // A pull tells of each layer on stderr and of the result on stdout, and a second one
@@ -349,6 +375,21 @@ func TestCLIImageArchive(t *testing.T) {
 		c.does(t, "rm", ref)
 		if out, err := c.Ctr("images", "import", file).CombinedOutput(); err != nil {
 			t.Errorf("ctr: %v: %s", err, out)
+		}
+		// One that is killed leaves what only a prune knows to be nobody's.
+		c.does(t, "rm", "-f", ref)
+		archive, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		load, before := c.loads(t, archive[:len(archive)/2])
+		if err := load.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = load.Wait() // it was killed
+		c.does(t, "prune", "-f")
+		if after := leasesOf(t, c.Daemon); len(after) > len(before) {
+			t.Errorf("leases left: %v", after)
 		}
 		write(t, c.dir+"/empty.tar", "")
 		c.refuses(t, "", "load", "-i", c.dir+"/empty.tar")

@@ -13,7 +13,6 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/berthd/berth/images/lease"
-	"github.com/berthd/berth/images/owner"
 	"github.com/berthd/berth/images/store"
 )
 
@@ -30,16 +29,18 @@ const cleanupTime = 30 * time.Second
 // lease creates the lease that protects what the pull of an image brings until it
 // is recorded. While this process runs nobody else takes it for abandoned.
 func (p *Puller) lease(ctx context.Context, image string) (leases.Lease, error) {
-	return p.newLease(ctx, map[string]string{store.LabelPruneLease: "pull", labelImage: image, owner.Label: owner.Self()})
-}
-
-func (p *Puller) newLease(ctx context.Context, labels map[string]string) (leases.Lease, error) {
-	l, err := lease.Create(ctx, p.config.Client.LeasesService(),
-		leases.WithRandomID(), leases.WithExpiration(leaseTime), leases.WithLabels(labels))
+	l, err := lease.Create(ctx, p.config.Client.LeasesService(), options(image)...)
 	if err != nil {
 		return leases.Lease{}, fmt.Errorf("lease: %w", err)
 	}
 	return l, nil
+}
+
+func options(image string) []leases.Opt {
+	return []leases.Opt{
+		leases.WithRandomID(), leases.WithExpiration(leaseTime),
+		leases.WithLabels(map[string]string{store.LabelPruneLease: "pull", labelImage: image}),
+	}
 }
 
 // keep leaves what a pull has brought to the next attempt, or to a prune: it gets a
@@ -58,9 +59,9 @@ func (p *Puller) disown(ctx context.Context, image string, l leases.Lease) error
 	if err != nil {
 		return err
 	}
-	heir, err := p.newLease(ctx, map[string]string{store.LabelPruneLease: "pull", labelImage: image})
+	heir, err := service.Create(ctx, options(image)...)
 	if err != nil {
-		return err
+		return fmt.Errorf("lease: %w", err)
 	}
 	for _, r := range resources {
 		if err := service.AddResource(ctx, heir, r); err != nil {
@@ -94,8 +95,7 @@ func (p *Puller) release(ctx context.Context, image string, done leases.Lease) {
 		left = []leases.Lease{done}
 	}
 	for _, l := range left {
-		whose, owned := l.Labels[owner.Label]
-		if l.ID != done.ID && owned && !owner.Gone(whose) {
+		if l.ID != done.ID && lease.InUse(l) {
 			continue
 		}
 		if err := service.Delete(ctx, l); err != nil && !errdefs.IsNotFound(err) {

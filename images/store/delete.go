@@ -14,7 +14,6 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/berthd/berth/images/lease"
-	"github.com/berthd/berth/images/owner"
 )
 
 // Delete removes records, as far as they still have the target that they are given
@@ -92,22 +91,23 @@ const (
 	labelMobyPruneLease = "moby/prune.images"
 )
 
-// DeletePruneLeases ends the leases that interrupted pulls have left. One whose owner
-// still runs is that of a pull at work.
+// DeletePruneLeases ends the leases that interrupted pulls have left, and those of
+// processes that were killed whatever they were at. One whose owner still runs is that
+// of an operation at work.
 func (s *Store) DeletePruneLeases(ctx context.Context) error {
 	ctx = s.Context(ctx)
 	manager := s.client.LeasesService()
-	all, err := manager.List(ctx, `labels."`+LabelPruneLease+`"`, `labels."`+labelMobyPruneLease+`"`)
+	all, err := manager.List(ctx, `labels."`+LabelPruneLease+`"`, `labels."`+labelMobyPruneLease+`"`, `labels."`+lease.LabelOwner+`"`)
 	if err != nil {
 		return fmt.Errorf("list leases: %w", err)
 	}
 	var errs []error
-	for _, lease := range all {
-		if whose, owned := lease.Labels[owner.Label]; owned && !owner.Gone(whose) {
+	for _, l := range all {
+		if lease.InUse(l) {
 			continue
 		}
-		if err := manager.Delete(ctx, lease); err != nil && !errdefs.IsNotFound(err) {
-			errs = append(errs, fmt.Errorf("delete lease %s: %w", lease.ID, err))
+		if err := manager.Delete(ctx, l); err != nil && !errdefs.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("delete lease %s: %w", l.ID, err))
 		}
 	}
 	return errors.Join(errs...)

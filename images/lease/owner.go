@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package owner tells whether the process that has begun something still runs, so
-// that others know what has been left behind. It ends nothing.
-package owner
+package lease
 
 import (
 	"fmt"
@@ -11,23 +9,22 @@ import (
 	"strings"
 )
 
-// Label is the label of leases and the like that belong to a process: its value is
-// that of Self. What has no such label belongs to nobody.
-const Label = "io.berth.owner"
+// LabelOwner is the label of leases that says which process has made them.
+const LabelOwner = "io.berth.owner"
 
 // identity is what tells a process from all others: boot, PID namespace, number, and
 // when it was started.
 type identity struct{ boot, namespace, pid, started string }
 
-// Self names this process.
-func Self() string {
+// self names this process.
+func self() string {
 	i := of(os.Getpid())
 	return strings.Join([]string{i.boot, i.namespace, i.pid, i.started}, "/")
 }
 
-// Gone tells whether the process of that name has ended, for sure. It has not if the
+// gone tells whether the process of that name has ended, for sure. It has not if the
 // name makes no sense, or is that of a process that cannot be seen from here.
-func Gone(name string) bool {
+func gone(name string) bool {
 	parts := strings.Split(name, "/")
 	if len(parts) != 4 {
 		return false
@@ -51,7 +48,7 @@ func Gone(name string) bool {
 
 // of is the identity of a process; started is empty if there is none.
 func of(pid int) identity {
-	// What cannot be read is unknown, which Gone takes into account.
+	// What cannot be read is unknown, which gone takes into account.
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	namespace, _ := os.Readlink("/proc/self/ns/pid")
 	return identity{

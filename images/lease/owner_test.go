@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package owner_test
+package lease
 
 import (
 	"os/exec"
@@ -8,12 +8,12 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/berthd/berth/images/owner"
+	"github.com/containerd/containerd/v2/core/leases"
 )
 
 func TestGone(t *testing.T) {
-	self := owner.Self()
-	if owner.Gone(self) {
+	self := self()
+	if gone(self) {
 		t.Errorf("this process (%s) is said to have ended", self)
 	}
 	parts := strings.Split(self, "/")
@@ -43,9 +43,21 @@ func TestGone(t *testing.T) {
 		"empty":              {"", false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := owner.Gone(test.owner); got != test.want {
-				t.Errorf("Gone(%q) = %v", test.owner, got)
+			if got := gone(test.owner); got != test.want {
+				t.Errorf("gone(%q) = %v", test.owner, got)
 			}
 		})
+	}
+}
+
+// A lease is in use by who runs. One that is nobody's is not.
+func TestInUse(t *testing.T) {
+	for whose, want := range map[string]bool{self(): true, "another" + self(): false} {
+		if got := InUse(leases.Lease{Labels: map[string]string{LabelOwner: whose}}); got != want {
+			t.Errorf("of %s: in use %v", whose, got)
+		}
+	}
+	if InUse(leases.Lease{}) {
+		t.Error("nobody's is in use")
 	}
 }
