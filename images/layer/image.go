@@ -20,6 +20,9 @@ import (
 // and of its lease too. The manifest's digest follows; all are SHA-256.
 const imagePrefix = "berth-image-mount-"
 
+// labelMounts of such a lease is the directory below which the image is mounted.
+const labelMounts = "io.berth.image-mount.below"
+
 func imageKey(m digest.Digest) string { return imagePrefix + m.Encoded() }
 
 // MountImage adds a user to the read-only mount of an image and returns its root. The
@@ -48,7 +51,7 @@ func (l *Layers) view(ctx context.Context, key string, m *manifest.Manifest) ([]
 		return nil, err
 	}
 	defer done()
-	_, err = l.client.LeasesService().Create(request, leases.WithID(key))
+	_, err = l.client.LeasesService().Create(request, leases.WithID(key), leases.WithLabel(labelMounts, l.mounts.Dir()))
 	if err != nil && !errdefs.IsAlreadyExists(err) {
 		return nil, fmt.Errorf("lease %s: %w", key, err)
 	}
@@ -129,14 +132,12 @@ func (l *Layers) Sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	all, err := l.client.LeasesService().List(ctx)
+	all, err := l.client.LeasesService().List(ctx, fmt.Sprintf("labels.%q==%q", labelMounts, l.mounts.Dir()))
 	if err != nil {
 		return fmt.Errorf("leases: %w", err)
 	}
 	for _, lease := range all {
-		if strings.HasPrefix(lease.ID, imagePrefix) {
-			keys = append(keys, lease.ID)
-		}
+		keys = append(keys, lease.ID)
 	}
 	var errs []error
 	for _, key := range keys {

@@ -58,6 +58,9 @@ type Mounts struct {
 // namespace of a call's ctx.
 func New(dir string, manager mount.Manager) *Mounts { return &Mounts{dir: dir, manager: manager} }
 
+// Dir is the directory that the mounts are below.
+func (m *Mounts) Dir() string { return m.dir }
+
 // Source says what to mount. It is called when there is no user yet.
 type Source func(ctx context.Context) ([]mount.Mount, error)
 

@@ -221,9 +221,9 @@ func prune(s *session.Session) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "prune [flags]",
 		Short: "Remove images that nobody needs",
-		Long: `Remove images without a name that no container uses, and what interrupted pulls have left;
-with -a all images that no container uses. Pinned images stay. Filters are label, label!
-and until: a time, or how long ago.`,
+		Long: `Remove images without a name that no container uses; with -a all images that no container
+uses. Pinned images stay. What commands that were killed, and mounts before a reboot,
+have left goes as well. Filters are label, label! and until: a time, or how long ago.`,
 		Example: `  berth image prune -f
   berth image prune -a --filter until=720h
   berth image prune -a -f --filter 'label!=keep'`,
@@ -245,8 +245,9 @@ and until: a time, or how long ago.`,
 				}
 			}
 			return do(cmd.Context(), s, nil, func(ctx context.Context, service *images.Service) error {
+				swept := service.Cleanup(ctx)
 				pruned, err := service.Prune(ctx, filters)
-				return errors.Join(tellPruned(s, pruned, format), err)
+				return errors.Join(swept, tellPruned(s, pruned, format), err)
 			})
 		},
 	}
