@@ -572,6 +572,37 @@ func TestCLIImageUnreachable(t *testing.T) {
 	})
 }
 
+// Questions, and what waits for input, end with ctrl-c.
+func TestCLIImageInterrupted(t *testing.T) {
+	forImages(t, func(t *testing.T, c *imageCLI) {
+		const interrupted = 128 + int(unix.SIGINT)
+		for question, args := range map[string][]string{
+			"Go on? [y/N]": {"prune"},
+			"Password:":    {"pull", "--creds", "me", "127.0.0.1:1/berth/app:1"},
+		} {
+			u := c.atTerminal(t, append(append(slices.Clone(c.settings), "image"), args...)...)
+			u.sees(question)
+			eventually(t, patience, func() string {
+				state, err := unix.IoctlGetTermios(int(u.slave.Fd()), unix.TCGETS)
+				if err != nil || question == "Password:" && state.Lflag&unix.ECHO != 0 {
+					return fmt.Sprintf("a password would be seen: %v", err)
+				}
+				return ""
+			})
+			u.types("\x03")
+			u.ends(interrupted)
+		}
+		load, _ := c.loads(t, nil)
+		if err := load.Process.Signal(unix.SIGINT); err != nil {
+			t.Fatal(err)
+		}
+		_ = load.Wait()
+		if got := load.ProcessState.ExitCode(); got != interrupted {
+			t.Errorf("load: exit %d, want %d", got, interrupted)
+		}
+	})
+}
+
 // Shells complete names as people write them.
 func TestCLIImageCompletion(t *testing.T) {
 	forImages(t, func(t *testing.T, c *imageCLI) {

@@ -4,6 +4,8 @@ package image
 
 import (
 	"bufio"
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -34,7 +36,7 @@ func (a *access) bind(flags *pflag.FlagSet) {
 }
 
 // access is what the flags say, for one registry. A password is asked for once.
-func (a *access) access(s *session.Session) (registry.Access, error) {
+func (a *access) access(ctx context.Context, s *session.Session) (registry.Access, error) {
 	r := registry.Access{AuthFile: a.authFile, PlainHTTP: a.plain, SkipVerify: !a.tlsVerify}
 	if a.creds == "" {
 		return r, nil
@@ -44,16 +46,10 @@ func (a *access) access(s *session.Session) (registry.Access, error) {
 		return r, session.Usage("--creds, want USER[:PASSWORD]")
 	}
 	if !given {
-		if !term.IsTerminal(int(s.In.Fd())) {
-			return r, session.Usage("--creds has no password, and there is no terminal to ask for it")
-		}
-		_, _ = s.Err.WriteString("Password: ") // to see no question is no fault
-		b, err := term.ReadPassword(int(s.In.Fd()))
-		_, _ = s.Err.WriteString("\n")
-		if err != nil {
+		var err error
+		if password, err = askPassword(ctx, s); err != nil {
 			return r, err
 		}
-		password = string(b)
 		a.creds = user + ":" + password
 	}
 	r.Credentials = &registry.Credentials{Username: user, Password: password}
@@ -77,7 +73,7 @@ func (a *acceptance) configure(c *config.Config) {
 
 // chooser asks the user which of several registries a short name means; nil if there
 // is nobody to ask.
-func chooser(s *session.Session) func(string, []reference.Reference) (reference.Reference, error) {
+func chooser(ctx context.Context, s *session.Session) func(string, []reference.Reference) (reference.Reference, error) {
 	if !terminal.Is(s.In) || !terminal.Is(s.Err) {
 		return nil
 	}
@@ -87,7 +83,7 @@ func chooser(s *session.Session) func(string, []reference.Reference) (reference.
 				return reference.Reference{}, err
 			}
 		}
-		answer, err := ask(s, fmt.Sprintf("Which one is %s? [1] ", name))
+		answer, err := ask(ctx, s, fmt.Sprintf("Which one is %s? [1] ", name))
 		if err != nil {
 			return reference.Reference{}, err
 		}
@@ -102,21 +98,57 @@ func chooser(s *session.Session) func(string, []reference.Reference) (reference.
 	}
 }
 
+// typed returns what somebody types, or the end of ctx: a read of a terminal cannot be
+// ended, and is left alone then.
+func typed(ctx context.Context, read func() (string, error)) (string, error) {
+	type line struct {
+		text string
+		err  error
+	}
+	lines := make(chan line, 1)
+	go func() {
+		text, err := read()
+		lines <- line{text, err}
+	}()
+	select {
+	case l := <-lines:
+		return l.text, l.err
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	}
+}
+
 // ask writes a question and returns the user's line.
-func ask(s *session.Session, question string) (string, error) {
+func ask(ctx context.Context, s *session.Session, question string) (string, error) {
 	if _, err := s.Err.WriteString(question); err != nil {
 		return "", err
 	}
-	line, err := bufio.NewReader(s.In).ReadString('\n')
+	line, err := typed(ctx, func() (string, error) { return bufio.NewReader(s.In).ReadString('\n') })
 	return strings.TrimSpace(line), err
+}
+
+// askPassword is ask without an echo.
+func askPassword(ctx context.Context, s *session.Session) (string, error) {
+	fd := int(s.In.Fd())
+	before, err := term.GetState(fd)
+	if err != nil {
+		return "", session.Usage("--creds has no password, and there is no terminal to ask for it")
+	}
+	_, _ = s.Err.WriteString("Password: ") // to see no question is no fault
+	password, err := typed(ctx, func() (string, error) {
+		b, err := term.ReadPassword(fd)
+		return string(b), err
+	})
+	_, _ = s.Err.WriteString("\n")
+	return password, errors.Join(err, term.Restore(fd, before))
 }
 
 // sure asks whether the user means it. Without a terminal there must have been
 // --force.
-func sure(s *session.Session, warning string) (bool, error) {
+func sure(ctx context.Context, s *session.Session, warning string) (bool, error) {
 	if !terminal.Is(s.In) || !terminal.Is(s.Err) {
 		return false, session.Usage("there is no terminal to ask whether you are sure: give -f")
 	}
-	answer, err := ask(s, warning+"\nGo on? [y/N] ")
+	answer, err := ask(ctx, s, warning+"\nGo on? [y/N] ")
 	return strings.EqualFold(answer, "y") || strings.EqualFold(answer, "yes"), err
 }

@@ -89,15 +89,27 @@ func device(path string, f func(io.Writer) error) error {
 	return errors.Join(f(file), file.Close())
 }
 
-// input opens the user's file, or the input if it is none.
-func input(s *session.Session, path string) (io.ReadCloser, error) {
+// input opens the user's file, or the input if it is none, which ends with ctx.
+func input(ctx context.Context, s *session.Session, path string) (io.ReadCloser, error) {
 	if path != "" && path != "-" {
 		return os.Open(path)
 	}
 	if terminal.Is(s.In) {
 		return nil, session.Usage("an archive does not come from a terminal: give a file, or a pipe")
 	}
-	return io.NopCloser(s.In), nil
+	return until(ctx, s.In), nil
+}
+
+// until is a reader that ends with ctx, too: a read of a pipe that nobody writes to
+// cannot be ended, and is left alone then.
+func until(ctx context.Context, in io.Reader) io.ReadCloser {
+	out, copied := io.Pipe()
+	go func() {
+		_, err := io.Copy(copied, in)
+		_ = copied.CloseWithError(err) // never fails; nil is the end
+	}()
+	context.AfterFunc(ctx, func() { _ = copied.CloseWithError(context.Cause(ctx)) })
+	return out
 }
 
 func load(s *session.Session) *cobra.Command {
@@ -115,7 +127,7 @@ image stays without one. An image that cannot be unpacked here is stored neverth
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			in, err := input(s, file)
+			in, err := input(cmd.Context(), s, file)
 			if err != nil {
 				return err
 			}
@@ -164,7 +176,7 @@ VOLUME, WORKDIR and the like. Without a name the image is without one.`,
   berth image import -c 'CMD ["/bin/app"]' -c 'ENV A=1' rootfs.tar app:1`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			in, err := input(s, args[0])
+			in, err := input(cmd.Context(), s, args[0])
 			if err != nil {
 				return err
 			}

@@ -64,7 +64,7 @@ func do(ctx context.Context, s *session.Session, change func(*config.Config), f 
 		service, err := settings.Service(config.Host{
 			Client: c, Namespace: s.Namespace, Snapshotter: s.Snapshotter,
 			Mounts: filepath.Join(s.State, "images"),
-			Choose: chooser(s), PullCommand: again(s, "image", pullCommand),
+			Choose: chooser(ctx, s), PullCommand: again(s, "image", pullCommand),
 		})
 		if err != nil {
 			return err

@@ -240,7 +240,7 @@ have left goes as well. Filters are label, label! and until: a time, or how long
 				warning = "All images that no container uses will be removed."
 			}
 			if !force {
-				if yes, err := sure(s, warning); err != nil || !yes {
+				if yes, err := sure(cmd.Context(), s, warning); err != nil || !yes {
 					return err
 				}
 			}

@@ -70,7 +70,7 @@ asked, and nothing is stored.`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: Names(s, 0),
 		RunE: func(cmd *cobra.Command, refs []string) error {
-			access, err := a.access(s)
+			access, err := a.access(cmd.Context(), s)
 			if err != nil {
 				return err
 			}
@@ -425,7 +425,7 @@ changed; pulls do the same before they fetch a layer.`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: Names(s, 0),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			access, err := a.access(s)
+			access, err := a.access(cmd.Context(), s)
 			if err != nil {
 				return err
 			}

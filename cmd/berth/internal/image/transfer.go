@@ -93,12 +93,12 @@ func (p *pulls) configure(c *config.Config) {
 }
 
 // request is what flags and configuration say, but for the name.
-func (p *pulls) request(s *session.Session) (r images.PullRequest, err error) {
+func (p *pulls) request(ctx context.Context, s *session.Session) (r images.PullRequest, err error) {
 	r = images.PullRequest{
 		PolicyNamespace: p.namespace, DecryptionKeys: p.keys,
 		Cgroup: cmp.Or(p.cgroup, p.settings.SeparatePullCgroup), ProgressTimeout: p.settings.PullProgressTimeout.Duration,
 	}
-	if r.Access, err = p.access.access(s); err != nil {
+	if r.Access, err = p.access.access(ctx, s); err != nil {
 		return r, err
 	}
 	if p.timeout != "" {
@@ -127,7 +127,7 @@ what an interrupted pull has fetched is used by the next one.`,
 		ValidArgsFunction: Names(s, 0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return do(cmd.Context(), s, flags.configure, func(ctx context.Context, service *images.Service) error {
-				r, err := flags.request(s)
+				r, err := flags.request(ctx, s)
 				if err != nil {
 					return err
 				}
@@ -285,7 +285,7 @@ best, or --platform.`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: Names(s, 0),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			access, err := a.access(s)
+			access, err := a.access(cmd.Context(), s)
 			if err != nil {
 				return err
 			}
@@ -387,7 +387,7 @@ func (o *Source) Record(ctx context.Context, s *session.Session, name, platform 
 			}
 		}
 		p := puller{service: service, shown: o.flags.shown}
-		if p.request, err = o.flags.request(s); err != nil {
+		if p.request, err = o.flags.request(ctx, s); err != nil {
 			return err
 		}
 		p.request.Name = name
