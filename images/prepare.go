@@ -6,8 +6,10 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berthd/berth/images/reference"
 	"github.com/berthd/berth/images/registry"
@@ -54,6 +56,25 @@ func (s *Service) open(ctx context.Context, ref reference.Reference, a registry.
 		return nil, err
 	}
 	return remote.Open(ctx, resolver, ref, platform)
+}
+
+// Platforms tells for which platforms a registry has an image; none if it has the image
+// without an index. The request's own platform does not matter.
+func (s *Service) Platforms(ctx context.Context, r PrepareRequest) (all []v1.Platform, err error) {
+	candidates, err := s.Candidates(r.Name)
+	if err != nil {
+		return nil, err
+	}
+	for _, ref := range candidates {
+		var resolver remotes.Resolver
+		if resolver, err = s.registry.Resolver(ctx, ref, r.Access); err == nil {
+			all, err = remote.Platforms(ctx, resolver, ref)
+		}
+		if err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	return all, err
 }
 
 // CanPull tells whether an image is there to be pulled, and if not, why. It is

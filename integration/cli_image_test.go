@@ -294,6 +294,22 @@ func TestCLIImagePlatforms(t *testing.T) {
 		if got := available(); !slices.Equal(got, []string{"linux/amd64"}) {
 			t.Errorf("after removal of a platform: %v", got)
 		}
+		c.does(t, "rm", ref)
+
+		// All of them may be others'.
+		ref = address + "/berth/others:1"
+		others, err := image.Build(ref, image.Variant{Platform: v1.Platform{OS: "linux", Architecture: "arm64"}}, image.Variant{Platform: v1.Platform{OS: "linux", Architecture: "s390x"}})
+		if err == nil {
+			err = others.Push(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.refuses(t, "no matching manifest for platform linux/amd64", "pull", "-q", ref)
+		c.does(t, "pull", "-q", "--all-platforms", ref)
+		if got := available(); !slices.Equal(got, []string{"linux/arm64", "linux/s390x"}) {
+			t.Errorf("pulled: %v", got)
+		}
 	})
 }
 

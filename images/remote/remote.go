@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -46,16 +47,10 @@ type Image struct {
 // The caller closes the image. The class is ErrNotFound if there is no such image,
 // or none for the platform; else the classes are those of package registry.
 func Open(ctx context.Context, resolver remotes.Resolver, ref reference.Reference, platform platforms.MatchComparer) (*Image, error) {
-	img := &Image{Reference: ref}
-	var err error
-	if _, img.Target, err = resolver.Resolve(ctx, ref.Text()); err != nil {
-		return nil, registry.Classify(err)
-	}
-	fetcher, err := resolver.Fetcher(ctx, ref.Text())
+	img, err := find(ctx, resolver, ref)
 	if err != nil {
-		return nil, registry.Classify(err)
+		return nil, err
 	}
-	img.documents = &documents{fetcher: fetcher, known: map[digest.Digest][]byte{}}
 	desc, err := img.choose(ctx, platform)
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", ref.Text(), err)
@@ -70,6 +65,43 @@ func Open(ctx context.Context, resolver remotes.Resolver, ref reference.Referenc
 		return nil, fmt.Errorf("image %s: %w", ref.Text(), err)
 	}
 	return img, nil
+}
+
+// find asks what a name stands for.
+func find(ctx context.Context, resolver remotes.Resolver, ref reference.Reference) (*Image, error) {
+	img := &Image{Reference: ref}
+	var err error
+	if _, img.Target, err = resolver.Resolve(ctx, ref.Text()); err != nil {
+		return nil, registry.Classify(err)
+	}
+	fetcher, err := resolver.Fetcher(ctx, ref.Text())
+	if err != nil {
+		return nil, registry.Classify(err)
+	}
+	img.documents = &documents{fetcher: fetcher, known: map[digest.Digest][]byte{}}
+	return img, nil
+}
+
+// Platforms asks a registry for which platforms it has an image, by its index; an image
+// without one has none to choose from. Errors are those of Open.
+func Platforms(ctx context.Context, resolver remotes.Resolver, ref reference.Reference) (all []v1.Platform, err error) {
+	img, err := find(ctx, resolver, ref)
+	if err != nil {
+		return nil, err
+	}
+	err = images.Walk(ctx, images.HandlerFunc(func(ctx context.Context, desc v1.Descriptor) ([]v1.Descriptor, error) {
+		if images.IsIndexType(desc.MediaType) {
+			return images.Children(ctx, img.documents, desc)
+		}
+		if p := desc.Platform; p != nil && p.OS != "unknown" && !slices.ContainsFunc(all, platforms.OnlyStrict(*p).Match) {
+			all = append(all, *p)
+		}
+		return nil, images.ErrSkipDesc
+	}), img.Target)
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", ref.Text(), err)
+	}
+	return all, nil
 }
 
 // Close lets go of what was read. Manifest must not be used any more.

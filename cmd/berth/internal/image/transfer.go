@@ -191,11 +191,15 @@ func (p *puller) pull(ctx context.Context, s *session.Session) error {
 func (p *puller) platforms(ctx context.Context, s *session.Session, wanted platformList) error {
 	list := wanted.texts
 	if wanted.all {
+		// By the rules of a pull: nothing is asked before the policy was read.
 		first, err := p.get(ctx, s)
-		if err != nil {
-			return err
+		switch {
+		case err == nil:
+			list, err = variants(ctx, p.service, first)
+		case errdefs.IsNotFound(err):
+			list, err = p.elsewhere(ctx, err)
 		}
-		if list, err = variants(ctx, p.service, first); err != nil {
+		if err != nil {
 			return err
 		}
 		if len(list) == 0 {
@@ -221,6 +225,19 @@ func variants(ctx context.Context, service *images.Service, pulled images.PullRe
 		if v.Kind == listing.VariantImage && v.Descriptor.Platform != nil {
 			list = append(list, platforms.Format(*v.Descriptor.Platform))
 		}
+	}
+	return list, err
+}
+
+// elsewhere are the platforms of an image that has none for this host; the error says
+// so.
+func (p *puller) elsewhere(ctx context.Context, none error) (list []string, err error) {
+	all, err := p.service.Platforms(ctx, images.PrepareRequest{Name: p.request.Name, Access: p.request.Access})
+	for _, platform := range all {
+		list = append(list, platforms.Format(platform))
+	}
+	if len(list) == 0 {
+		return nil, none // and asking has failed in the same way
 	}
 	return list, err
 }
