@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berthd/berth/integration/crypt"
 	"github.com/berthd/berth/integration/host"
 	"github.com/berthd/berth/integration/image"
 	registries "github.com/berthd/berth/integration/registry"
@@ -365,6 +366,58 @@ func TestCLIImagePolicy(t *testing.T) {
 			t.Errorf("verify: %q", got)
 		}
 		c.refuses(t, "signature rejected", "verify", "--signature-policy", c.dir+"/reject.json", ref)
+	})
+}
+
+// A33: who has the key pulls and runs an encrypted image, nobody else does.
+func TestCLIImageEncrypted(t *testing.T) {
+	d := host.Run(t, host.Options{TOML: crypt.TOML()})
+	onDaemon(t, d, func(t *testing.T, plain *cli) {
+		withImages(t, plain, func(t *testing.T, c *imageCLI) {
+			r, err := registries.Start(t.Context(), registries.Options{Dir: t.TempDir()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(r.Close)
+			key, err := crypt.NewKey()
+			if err != nil {
+				t.Fatal(err)
+			}
+			ref := r.Address + "/berth/secret:1"
+			img := push(t, r.Address+"/berth/open:1", "")
+			target, from, err := key.Encrypt(t.Context(), t.TempDir(), img, img.Manifest())
+			if err == nil {
+				err = r.Push(t.Context(), ref, target, from)
+			}
+			if err == nil {
+				err = os.Mkdir(c.dir+"/keys", 0o700)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.refuses(t, "undecryptable layer", "pull", "-q", "--decryption-keys", c.dir+"/keys", ref)
+			write(t, c.dir+"/keys/key.pem", key.PEM())
+			c.refuses(t, "undecryptable layer", "pull", "-q", ref)
+			c.does(t, "pull", "-q", "--decryption-keys", c.dir+"/keys", ref)
+			c.complete(t, ref)
+			c.does(t, "rm", ref)
+
+			settings, err := os.ReadFile(c.dir + "/berth.toml")
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(t, c.dir+"/berth.toml", string(settings)+fmt.Sprintf("decryption_keys_path = %q\n", c.dir+"/keys"))
+			got := c.run(t, append(slices.Clone(c.settings), "run", "--rm", "--network", "host", "--progress", "none", ref, "busybox", "cat", "/etc/name")...)
+			if got.code != 0 || got.out != img.Ref {
+				t.Errorf("run: %+v", got)
+			}
+			c.does(t, "save", "-o", c.dir+"/secret.tar", ref)
+			c.does(t, "rm", ref)
+			if l := c.try(t, "load", "-i", c.dir+"/secret.tar"); l.code != 0 || l.err != "" {
+				t.Errorf("load: %+v", l)
+			}
+			c.complete(t, ref)
+		})
 	})
 }
 

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/berthd/berth/integration/crypt"
 	"github.com/berthd/berth/integration/host"
 )
 
@@ -26,6 +27,7 @@ import (
 const patience = 60 * time.Second
 
 func TestMain(m *testing.M) {
+	crypt.Main()
 	host.EnterOffline()
 	code := m.Run()
 	if shared.d != nil {

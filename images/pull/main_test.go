@@ -28,6 +28,7 @@ import (
 	"github.com/berthd/berth/images/store"
 	"github.com/berthd/berth/images/transfer"
 	"github.com/berthd/berth/images/unpack"
+	"github.com/berthd/berth/integration/crypt"
 	"github.com/berthd/berth/integration/host"
 	"github.com/berthd/berth/integration/image"
 	"github.com/berthd/berth/integration/registry"
@@ -39,8 +40,13 @@ import (
 const patience = 60 * time.Second
 
 func TestMain(m *testing.M) {
-	if os.Getenv(envAct) != "" {
-		os.Exit(act())
+	crypt.Main()
+	if os.Getenv(envPull) != "" {
+		if err := actPull(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	host.EnterOffline()
 	code := m.Run()
@@ -82,7 +88,7 @@ const (
 
 func open(t testing.TB, change func(*pull.Config)) *rig {
 	t.Helper()
-	shared.once.Do(func() { shared.d, shared.err = host.New(host.Options{Images: []string{}, TOML: decoderTOML()}) })
+	shared.once.Do(func() { shared.d, shared.err = host.New(host.Options{Images: []string{}, TOML: crypt.TOML()}) })
 	if shared.err != nil {
 		t.Fatal(shared.err)
 	}

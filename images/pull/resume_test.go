@@ -231,10 +231,13 @@ func TestSpoiltBeginning(t *testing.T) {
 	}
 }
 
+// envPull says that the program pulls in place of tests.
+const envPull = "BERTH_TEST_PULL"
+
 // process is another process that pulls an image as the rig does.
 func (r *rig) process(t testing.TB, ref reference.Reference) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), envAct+"=pull", "SOCKET="+r.d.Socket, "NAMESPACE="+r.config.Namespace, "REF="+ref.Text(), "DIR="+r.dir)
+	cmd.Env = append(os.Environ(), envPull+"=1", "SOCKET="+r.d.Socket, "NAMESPACE="+r.config.Namespace, "REF="+ref.Text(), "DIR="+r.dir)
 	cmd.Stderr = os.Stderr
 	return cmd
 }
