@@ -804,7 +804,22 @@ func TestCLIImageKubernetes(t *testing.T) {
 			t.Fatal(err)
 		}
 		hears("CRI's pull", func(i *runtime.Image) bool { return i != nil })
+		c.does(t, "tag", ref, "berth.test/more:1")
+		more := func(i *runtime.Image) bool { return slices.Contains(i.GetRepoTags(), "berth.test/more:1") }
+		hears("tag", more)
+		c.does(t, "untag", "berth.test/more:1")
+		hears("untag", func(i *runtime.Image) bool { return i != nil && !more(i) })
+		c.does(t, "save", "-o", c.dir+"/app.tar", ref)
 		c.does(t, "rm", ref)
 		hears("rm", func(i *runtime.Image) bool { return i == nil })
+		c.does(t, "load", "-i", c.dir+"/app.tar")
+		hears("load", func(i *runtime.Image) bool { return i != nil })
+		// The name moves, and the image stays until the prune.
+		c.does(t, "import", "/dev/null", ref)
+		hears("import", func(i *runtime.Image) bool { return i != nil && i.GetUid() == nil })
+		c.does(t, "prune", "-f")
+		hears("prune", func(i *runtime.Image) bool { return i != nil })
+		c.does(t, "rm", ref)
+		hears("last rm", func(i *runtime.Image) bool { return i == nil })
 	})
 }
