@@ -164,7 +164,9 @@ func New(c Config) (*Service, error) {
 	}
 	s := &Service{config: c, client: c.Client, registry: c.Registry}
 	s.setPins(c.Pins)
-	s.unpacker = unpack.New(unpack.Config{Client: c.Client, Snapshotter: c.Snapshotter, Max: c.MaxUnpacked})
+	s.unpacker = unpack.New(unpack.Config{
+		Client: c.Client, Snapshotter: c.Snapshotter, Max: c.MaxUnpacked, Keys: c.DecryptionKeys,
+	})
 	s.store = store.New(c.Client, store.Options{
 		Namespace: c.Namespace,
 		Platform:  c.Platform,

@@ -6,8 +6,10 @@
 package unpack
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
@@ -18,6 +20,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/berthd/berth/images/decryption"
 	"github.com/berthd/berth/images/manifest"
 )
 
@@ -41,6 +44,9 @@ type Config struct {
 	// looked at ten times a second, so that a layer may take as much more as
 	// containerd writes in this time.
 	Max int64
+	// Keys is a directory of keys for encrypted layers of images that are here, see
+	// decryption.Load; who fetches an image brings its own.
+	Keys string
 }
 
 // Unpacker unpacks into one snapshotter, in the namespace of each call's context. A
@@ -85,12 +91,29 @@ func (u *Unpacker) Unpack(ctx context.Context, m *manifest.Manifest) (string, er
 
 // present unpacks an image that is in the content store.
 func (u *Unpacker) present(ctx context.Context, m *manifest.Manifest) error {
+	keys, err := u.keys(ctx, m)
+	if err != nil {
+		return err
+	}
 	store := u.Client.ContentStore()
-	found, err := u.run(ctx, Job{Target: m.Descriptor(), Content: store, Handler: images.ChildrenHandler(store)})
+	found, err := u.run(ctx, Job{Target: m.Descriptor(), Content: store, Handler: images.ChildrenHandler(store), Options: keys.ApplyOpts})
 	if err == nil && !found {
 		err = errNoImage
 	}
 	return err
+}
+
+// keys are those for an image's layers: none unless there are encrypted ones.
+func (u *Unpacker) keys(ctx context.Context, m *manifest.Manifest) (decryption.Keys, error) {
+	doc, err := m.Manifest(ctx)
+	if err != nil || !slices.ContainsFunc(doc.Layers, decryption.IsEncrypted) {
+		return decryption.Keys{}, err
+	}
+	keys, err := decryption.Load(u.Keys)
+	for _, layer := range doc.Layers {
+		err = cmp.Or(err, keys.Check(layer))
+	}
+	return keys, err
 }
 
 // refer makes an image's configuration keep a snapshot, as it does when containerd has
