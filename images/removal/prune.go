@@ -56,12 +56,11 @@ func (r *Remover) Prune(ctx context.Context, filters map[string][]string) (Repor
 	p := pruner{Remover: r, scene: before, filter: chosen, all: chosen.Dangling != nil && !*chosen.Dangling}
 	p.filter.Dangling = nil // it says what is considered, not what an image must be like
 	errs := []error{p.run(ctx), r.store.DeletePruneLeases(ctx), r.store.Collect(ctx)}
-	report := Report{Removed: p.removed}
-	if after, err := r.look(ctx); err == nil {
-		report.Reclaimed = before.inventory.Freed(after.inventory)
-	} else {
-		errs = append(errs, err)
+	after, err := r.look(ctx)
+	if err != nil {
+		errs, after = append(errs, err), before // more than names cannot be told
 	}
+	report := Report{Removed: p.told(after.records), Reclaimed: before.inventory.Freed(after.inventory)}
 	r.store.Send(store.Event{
 		Action:     store.ActionPrune,
 		Attributes: map[string]string{"reclaimed": strconv.FormatInt(report.Reclaimed, 10)},
@@ -72,10 +71,16 @@ func (r *Remover) Prune(ctx context.Context, filters map[string][]string) (Repor
 // pruner is one prune.
 type pruner struct {
 	*Remover
-	scene   scene
-	filter  filter.Filter
-	all     bool // images with names are considered, too
-	removed []Removed
+	scene  scene
+	filter filter.Filter
+	all    bool // images with names are considered, too
+	pruned []pruned
+}
+
+// pruned is an image some of whose records are gone, and which names it has lost so.
+type pruned struct {
+	job
+	names []Removed
 }
 
 // run removes children before their parents.
@@ -155,10 +160,28 @@ func (p *pruner) remove(ctx context.Context, target digest.Digest, records []ima
 	}
 	defer unlock()
 	j := job{Remover: p.Remover, target: target, labels: p.store.Labels(ctx, records[0])}
-	gone, err := j.delete(ctx, records, p.store.Unlink)
-	p.removed = append(p.removed, gone...)
+	deleted, err := p.store.Unlink(ctx, records...)
+	if len(deleted) > 0 {
+		p.pruned = append(p.pruned, pruned{j, j.untagged(deleted)})
+	}
 	if err != nil {
 		return fmt.Errorf("prune image %s: %w", records[0].Name, err)
 	}
 	return nil
+}
+
+// told are the names that are gone, and the images that no record is left of. This is
+// not asked for each: an answer takes containerd a look at all records.
+func (p *pruner) told(left []images.Image) (removed []Removed) {
+	stays := map[digest.Digest]bool{}
+	for _, r := range left {
+		stays[r.Target.Digest] = true
+	}
+	for _, one := range p.pruned {
+		removed = append(removed, one.names...)
+		if !stays[one.target] {
+			removed = append(removed, one.deleted())
+		}
+	}
+	return removed
 }

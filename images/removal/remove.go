@@ -102,7 +102,7 @@ type job struct {
 func (j job) name(ctx context.Context, name images.Image) ([]Removed, error) {
 	going := companions(name, j.all)
 	if len(without(store.WithNames(j.all), going)) > 0 {
-		return j.delete(ctx, going, j.store.Delete)
+		return j.delete(ctx, going)
 	}
 	keep := len(j.scene.children(j.target)) > 0 && !j.request.Force
 	if err := j.scene.conflict(j.request.Image, j.target, false); err != nil {
@@ -112,7 +112,7 @@ func (j job) name(ctx context.Context, name images.Image) ([]Removed, error) {
 		keep = true
 	}
 	if !keep {
-		return j.delete(ctx, j.all, j.store.Delete)
+		return j.delete(ctx, j.all)
 	}
 	var names []string
 	for _, r := range going {
@@ -121,7 +121,7 @@ func (j job) name(ctx context.Context, name images.Image) ([]Removed, error) {
 	if err := j.store.KeepDangling(ctx, name, names); err != nil {
 		return nil, err
 	}
-	return j.delete(ctx, going, j.store.Delete)
+	return j.delete(ctx, going)
 }
 
 // image removes all that there is of an image.
@@ -132,31 +132,38 @@ func (j job) image(ctx context.Context) ([]Removed, error) {
 	if err := j.scene.conflict(j.request.Image, j.target, j.request.Force); err != nil {
 		return nil, err
 	}
-	return j.delete(ctx, j.all, j.store.Delete)
+	return j.delete(ctx, j.all)
 }
 
-// remove is store.Delete or Unlink.
-type remove func(ctx context.Context, records ...images.Image) ([]images.Image, error)
-
 // delete removes records, and tells what is gone by that.
-func (j job) delete(ctx context.Context, records []images.Image, how remove) ([]Removed, error) {
-	deleted, err := how(ctx, records...)
-	var gone []Removed
-	for _, r := range deleted {
-		if kind, _ := store.ParseName(r.Name); kind.User() {
-			gone = append(gone, Removed{Untagged: r.Name})
-			j.store.Emit(store.ActionUntag, j.target, r.Name, j.labels)
-		}
-	}
+func (j job) delete(ctx context.Context, records []images.Image) ([]Removed, error) {
+	deleted, err := j.store.Delete(ctx, records...)
+	gone := j.untagged(deleted)
 	if err != nil || len(deleted) == 0 {
 		return gone, err
 	}
 	left, err := j.store.ByTarget(ctx, j.target)
 	if err == nil && len(left) == 0 {
-		gone = append(gone, Removed{Deleted: j.target})
-		j.store.Emit(store.ActionDelete, j.target, "", j.labels)
+		gone = append(gone, j.deleted())
 	}
 	return gone, err
+}
+
+// untagged tells of the names among records that are gone.
+func (j job) untagged(records []images.Image) (gone []Removed) {
+	for _, r := range records {
+		if kind, _ := store.ParseName(r.Name); kind.User() {
+			gone = append(gone, Removed{Untagged: r.Name})
+			j.store.Emit(store.ActionUntag, j.target, r.Name, j.labels)
+		}
+	}
+	return gone
+}
+
+// deleted tells of the image, which is gone.
+func (j job) deleted() Removed {
+	j.store.Emit(store.ActionDelete, j.target, "", j.labels)
+	return Removed{Deleted: j.target}
 }
 
 func parentOf(records []images.Image) digest.Digest {
@@ -200,7 +207,7 @@ func (r *Remover) removeParent(ctx context.Context, target digest.Digest) (gone 
 		return nil, "", nil
 	}
 	j := job{Remover: r, scene: s, all: all, target: target, labels: r.store.Labels(ctx, all[0])}
-	gone, err = j.delete(ctx, all, j.store.Delete)
+	gone, err = j.delete(ctx, all)
 	return gone, parentOf(all), err
 }
 
@@ -225,7 +232,7 @@ func (r *Remover) Untag(ctx context.Context, name images.Image) ([]Removed, erro
 		going = all
 	}
 	j := job{Remover: r, all: all, target: name.Target.Digest, labels: r.store.Labels(ctx, name)}
-	return j.delete(ctx, going, j.store.Delete)
+	return j.delete(ctx, going)
 }
 
 // Delete removes all the records given, which are those of one image, whoever uses
@@ -252,5 +259,5 @@ func (r *Remover) deleteTarget(ctx context.Context, records []images.Image) ([]R
 	}
 	defer unlock()
 	j := job{Remover: r, target: records[0].Target.Digest, labels: r.store.Labels(ctx, records[0])}
-	return j.delete(ctx, records, j.store.Delete)
+	return j.delete(ctx, records)
 }
