@@ -27,6 +27,16 @@ type local struct {
 	root string // empty: not known
 }
 
+// smallBlobs is where to read manifests and configurations. Containerd is asked once.
+func (s *Store) smallBlobs(ctx context.Context) local {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.blobs.root == "" {
+		s.blobs = openLocal(ctx, s.client)
+	}
+	return s.blobs
+}
+
 // openLocal asks containerd where its blobs are.
 func openLocal(ctx context.Context, c *client.Client) local {
 	l := local{Provider: c.ContentStore()}

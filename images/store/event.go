@@ -67,9 +67,10 @@ func (s *Store) Send(e Event) {
 
 // Labels are those of an image's configuration, nil if it cannot be read.
 func (s *Store) Labels(ctx context.Context, img images.Image) map[string]string {
-	config, err := s.Config(ctx, img)
+	ctx = s.Context(ctx)
+	d, err := s.details(ctx, s.smallBlobs(ctx), img.Target)
 	if err != nil {
 		return nil
 	}
-	return config.Config.Labels
+	return d.Config.Config.Labels
 }

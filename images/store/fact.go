@@ -93,7 +93,7 @@ func (s *Store) each(ctx context.Context, targets []v1.Descriptor, fn func(blobs
 	if len(targets) == 0 {
 		return
 	}
-	blobs := openLocal(ctx, s.client)
+	blobs := s.smallBlobs(ctx)
 	turns := make(chan struct{}, readers)
 	var wait sync.WaitGroup
 	for _, target := range targets {
@@ -155,15 +155,6 @@ func (s *Store) details(ctx context.Context, blobs content.Provider, target v1.D
 // class is ErrNotFound if nothing is.
 func (s *Store) Best(ctx context.Context, target v1.Descriptor) (*manifest.Manifest, error) {
 	return manifest.Best(s.Context(ctx), s.content, target, manifest.Prefer(s.options.Platform))
-}
-
-// Config returns the configuration of the image's variant that Best finds.
-func (s *Store) Config(ctx context.Context, img images.Image) (v1.Image, error) {
-	best, err := s.Best(ctx, img.Target)
-	if err != nil {
-		return v1.Image{}, err
-	}
-	return best.Config(s.Context(ctx))
 }
 
 func (s *Store) read(ctx context.Context, blobs content.Provider, target v1.Descriptor) Facts {

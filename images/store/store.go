@@ -9,6 +9,7 @@ package store
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -48,6 +49,9 @@ type Store struct {
 	content content.Store
 	options Options
 	locks   locks
+
+	mu    sync.Mutex // guards blobs
+	blobs local      // its root is empty until somebody has asked for it
 }
 
 // New returns a Store over a client, which stays the caller's. It makes no
