@@ -561,6 +561,9 @@ func TestCLIImagePrune(t *testing.T) {
 			t.Errorf("usage: %v", before)
 		}
 		c.refuses(t, "-f", "prune", "-a") // nobody to ask
+		if r := c.try(t, "prune", "-f", "--filter", "colour=red"); r.code != 125 || r.out != "" || !strings.Contains(r.err, "colour") {
+			t.Errorf("by a filter that there is not: %+v", r)
+		}
 		got := c.does(t, "prune", "-a", "-f")
 		if !strings.Contains(got, "Untagged: "+address+"/berth/old:1\n") || strings.Contains(got, "keep") || strings.Contains(got, "berth/pin") || !strings.Contains(got, "Total reclaimed space: ") {
 			t.Errorf("prune: %s", got)

@@ -247,6 +247,9 @@ have left goes as well. Filters are label, label! and until: a time, or how long
 			return do(cmd.Context(), s, nil, func(ctx context.Context, service *images.Service) error {
 				swept := service.Cleanup(ctx)
 				pruned, err := service.Prune(ctx, filters)
+				if err != nil && len(pruned.Removed) == 0 {
+					return errors.Join(swept, err)
+				}
 				return errors.Join(swept, tellPruned(s, pruned, format), err)
 			})
 		},
