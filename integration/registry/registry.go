@@ -149,6 +149,9 @@ func (r *Registry) serve(l net.Listener, config *tls.Config, secure bool) {
 			p.SetXForwarded()
 			p.Out.Host = p.In.Host
 		},
+		// Of its own: that of package http keeps connections for a minute and a half,
+		// and tests count what is left of theirs.
+		Transport:     &http.Transport{IdleConnTimeout: time.Second},
 		FlushInterval: -1,
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 			http.Error(w, "proxy: "+err.Error(), http.StatusBadGateway)
