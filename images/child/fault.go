@@ -23,6 +23,7 @@ var faults = []struct {
 }{
 	{"rejected", policy.ErrRejected},
 	{"policy", policy.ErrInvalid},
+	{"signatures", policy.ErrUnavailable},
 	{"unavailable", registry.ErrUnavailable},
 	{"stalled", pull.ErrStalled},
 	{"corrupt", pull.ErrCorrupt},

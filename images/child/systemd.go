@@ -12,13 +12,17 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
+// ErrSystemd says that there is no systemd that makes a scope. Its class is
+// ErrUnavailable.
+var ErrSystemd = errdefs.ErrUnavailable.WithMessage("systemd makes no scope")
+
 // Systemd makes scopes by the system's manager, or by the user's own for one who is
 // not root.
 type Systemd struct{}
 
 var _ Scopes = Systemd{}
 
-// Start implements Scopes. Its class is ErrUnavailable where there is no systemd.
+// Start implements Scopes. Its error is ErrSystemd where there is none.
 func (Systemd) Start(ctx context.Context, scope, slice string, pid int) error {
 	connect := systemd.NewSystemConnectionContext
 	if os.Geteuid() != 0 {
@@ -26,7 +30,7 @@ func (Systemd) Start(ctx context.Context, scope, slice string, pid int) error {
 	}
 	manager, err := connect(ctx)
 	if err != nil {
-		return fmt.Errorf("systemd: %w: %w", err, errdefs.ErrUnavailable)
+		return fmt.Errorf("%w: %w", ErrSystemd, err)
 	}
 	defer manager.Close()
 	properties := []systemd.Property{
@@ -39,12 +43,12 @@ func (Systemd) Start(ctx context.Context, scope, slice string, pid int) error {
 	}
 	done := make(chan string, 1)
 	if _, err := manager.StartTransientUnitContext(ctx, scope, "fail", properties, done); err != nil {
-		return fmt.Errorf("systemd: %w: %w", err, errdefs.ErrUnavailable)
+		return fmt.Errorf("%w: %w", ErrSystemd, err)
 	}
 	select {
 	case outcome := <-done:
 		if outcome != "done" {
-			return fmt.Errorf("systemd: the job is %s: %w", outcome, errdefs.ErrUnavailable)
+			return fmt.Errorf("%w: the job is %s", ErrSystemd, outcome)
 		}
 		return nil
 	case <-ctx.Done():

@@ -23,6 +23,10 @@ import (
 // ErrPermissionDenied.
 var ErrRejected = errdefs.ErrPermissionDenied.WithMessage("SignatureValidationFailed: signature rejected")
 
+// ErrUnavailable says that the signatures cannot be had, for want of credentials for
+// example. Its class is ErrUnavailable.
+var ErrUnavailable = errdefs.ErrUnavailable.WithMessage("cannot be fetched")
+
 // Subject is an image to judge.
 type Subject struct {
 	// Reference is the name by which the user asks for the image. It chooses the
@@ -58,10 +62,9 @@ func (s Subject) validate() (asked, exact types.ImageReference, err error) {
 
 // Verify returns nil if the policy allows the image, and ErrRejected with the
 // reason if it does not. Nothing but the manifest and the signatures is fetched,
-// and these only if a rule asks for signatures; if they cannot be had, for want of
-// credentials for example, the class is ErrUnavailable or that of ctx. ErrInvalid
-// and ErrInvalidArgument are possible, too. It blocks as long as the registry
-// does: bound it by ctx.
+// and these only if a rule asks for signatures; if they cannot be had the error is
+// ErrUnavailable, or that of ctx. ErrInvalid and ErrInvalidArgument are possible, too.
+// It blocks as long as the registry does: bound it by ctx.
 func (p *Policy) Verify(ctx context.Context, s Subject) error {
 	asked, exact, err := s.validate()
 	if err != nil {
@@ -113,7 +116,7 @@ func (p *Policy) judge(ctx context.Context, s Subject, img types.UnparsedImage) 
 
 // unavailable is what Verify returns if something could not be fetched.
 func unavailable(ctx context.Context, s Subject, err error) error {
-	var class error = errdefs.ErrUnavailable
+	class := ErrUnavailable
 	if ctx.Err() != nil {
 		class = ctx.Err()
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/berthd/berth/images/child"
 	"github.com/berthd/berth/images/policy"
 	"github.com/berthd/berth/images/registry"
 	"github.com/berthd/berth/plugin/runtime/network"
@@ -130,7 +131,9 @@ func advise(err error) string {
 		return "--cni-netconfpath and --cni-path say where the network's configuration and plugins are; --network host needs none"
 	case errors.Is(err, policy.ErrInvalid):
 		return "policy.json says which images are accepted, see docs/policy.md"
-	case errors.Is(err, registry.ErrUnavailable):
+	case errors.Is(err, registry.ErrNoSearchRegistries):
+		return "give the whole name, as docker.io/library/busybox; registries.conf says where short ones are looked for"
+	case errors.Is(err, registry.ErrUnavailable), errors.Is(err, policy.ErrUnavailable), errors.Is(err, child.ErrSystemd):
 		return ""
 	case errdefs.IsUnavailable(err):
 		return "is containerd running? --address or CONTAINERD_ADDRESS says where"

@@ -11,6 +11,9 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/berthd/berth/images/child"
+	"github.com/berthd/berth/images/policy"
+	"github.com/berthd/berth/images/registry"
 	"github.com/berthd/berth/plugin/runtime/network"
 )
 
@@ -38,6 +41,7 @@ func TestOf(t *testing.T) {
 		{"interrupt", fmt.Errorf("%w: %w", Signal(unix.SIGINT), errors.New("context canceled")), 130, "SIGINT"},
 		{"several", errors.Join(errors.New("first"), errors.New("second")), Failed, "first; second"},
 		{"no containerd", errdefs.ErrUnavailable, Failed, "--address"},
+		{"no registry for a short name", registry.ErrNoSearchRegistries, Failed, "the whole name"},
 		{"no network", fmt.Errorf("create pod x: %w", network.ErrNotConfigured), Failed, "--network host"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -49,5 +53,14 @@ func TestOf(t *testing.T) {
 				t.Errorf("message %q, want one line with %q", got, c.text)
 			}
 		})
+	}
+}
+
+// It is not containerd that does not answer when a registry does not, or systemd.
+func TestNoAdvice(t *testing.T) {
+	for _, err := range []error{registry.ErrUnavailable, fmt.Errorf("signatures of x: %w", policy.ErrUnavailable), child.ErrSystemd} {
+		if got := Message(err); got != err.Error() {
+			t.Errorf("message %q, want %q", got, err)
+		}
 	}
 }
