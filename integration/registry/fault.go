@@ -96,11 +96,19 @@ func Stall(w http.ResponseWriter, r *http.Request, next http.Handler) {
 }
 
 // StallAfter stops after n bytes of the content until the fault is removed, and
-// then goes on.
+// then goes on. Who asks for what comes after them gets nothing before.
 func StallAfter(n int64) Action {
 	return func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-		next.ServeHTTP(&spoiler{ResponseWriter: w, after: n, then: func() { w.(*patient).wait() }}, r)
+		after := max(0, n-begin(r))
+		next.ServeHTTP(&spoiler{ResponseWriter: w, after: after, then: func() { w.(*patient).wait() }}, r)
 	}
+}
+
+// begin is where the content that is asked for begins.
+func begin(r *http.Request) int64 {
+	first, _, _ := strings.Cut(strings.TrimPrefix(r.Header.Get("Range"), "bytes="), "-")
+	n, _ := strconv.ParseInt(first, 10, 64) // 0 without a range
+	return n
 }
 
 // CutAfter breaks the connection after n bytes of the content.
