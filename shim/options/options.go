@@ -62,7 +62,8 @@ type Options struct {
 	ShimCgroup string `toml:"shim_cgroup"`
 	// MonitorCgroup is the same by CRI-O's name.
 	MonitorCgroup string `toml:"monitor_cgroup"`
-	// MonitorEnv is added to the environment of the runtime: "KEY=VALUE".
+	// MonitorEnv is added to the environment of the runtime and its hooks: "KEY=VALUE". Of
+	// containerd's they get a few variables only, see docs/shim.toml.
 	MonitorEnv []string `toml:"monitor_env"`
 	// HeapBound is the heap beyond which the shim starts itself afresh. 0: the
 	// shim's own bound.
