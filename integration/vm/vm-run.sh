@@ -109,27 +109,41 @@ if [ -n "$network" ]; then
   qemu+=(-netdev user,id=n0 -device virtio-net-pci,netdev=n0)
 fi
 if [ -n "$systemd" ]; then append="vm.systemd $append"; else append="vm.init=/vm/guest-init $append"; fi
-mkfifo "$tmp/out"
-cat "$tmp/out" &
-reader=$!
-code=0
-TMPDIR=$tmp setpriv --pdeathsig TERM timeout -k 5 "$limit" qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot \
-  -M q35 -accel "$accel" -cpu "$cpu" -smp "$cpus" -m "$mem" \
-  -kernel "$image/$flavour/vmlinuz" -initrd "$image/$flavour/initrd.gz" \
-  -append "console=ttyS0 quiet panic=-1 softlockup_panic=1 watchdog_thresh=30 tsc=reliable mitigations=off init_on_alloc=0 audit=0 net.ifnames=0 $append" \
-  -chardev "file,id=con,path=$tmp/console" -serial chardev:con \
-  -device virtio-serial-pci \
-  -chardev "file,id=out,path=$tmp/out" -device virtserialport,chardev=out,name=out \
-  -chardev "file,id=exit,path=$tmp/exit" -device virtserialport,chardev=exit,name=exit \
-  -object rng-random,id=rng,filename=/dev/urandom -device virtio-rng-pci,rng=rng \
-  "${qemu[@]}" < /dev/null 2> "$tmp/qemu.log" &
-machine=$!
-pids+=($machine)
+boot() { # boots it and waits; the exit code of qemu is in code
+  rm -f "$tmp"/{out,console,exit}
+  mkfifo "$tmp/out"
+  cat "$tmp/out" &
+  reader=$!
+  code=0
+  TMPDIR=$tmp setpriv --pdeathsig TERM timeout -k 5 "$limit" qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot \
+    -M q35 -accel "$accel" -cpu "$cpu" -smp "$cpus" -m "$mem" \
+    -kernel "$image/$flavour/vmlinuz" -initrd "$image/$flavour/initrd.gz" \
+    -append "console=ttyS0 quiet panic=-1 softlockup_panic=1 watchdog_thresh=30 tsc=reliable mitigations=off init_on_alloc=0 audit=0 net.ifnames=0 $append" \
+    -chardev "file,id=con,path=$tmp/console" -serial chardev:con \
+    -device virtio-serial-pci \
+    -chardev "file,id=out,path=$tmp/out" -device virtserialport,chardev=out,name=out \
+    -chardev "file,id=exit,path=$tmp/exit" -device virtserialport,chardev=exit,name=exit \
+    -object rng-random,id=rng,filename=/dev/urandom -device virtio-rng-pci,rng=rng \
+    "${qemu[@]}" < /dev/null 2> "$tmp/qemu.log" &
+  machine=$!
+  pids=("$machine")
+  wait "$machine" || code=$?
+  # The reader ends when qemu closes the fifo; if qemu never opened it, end it.
+  [ -s "$tmp/exit" ] || kill "$reader" 2>/dev/null || true
+  wait "$reader" 2>/dev/null || true
+}
+# The kernel changes its own code while it starts, and emulated processors sometimes run
+# into the breakpoint that it has put there meanwhile. Nothing has happened by then.
+fell() {
+  [ ! -s "$tmp/exit" ] && grep -q 'Kernel panic' "$tmp/console" && ! grep -q 'guest-run: begins' "$tmp/console"
+}
 trap 'exit 125' INT TERM QUIT HUP         # cleanup ends the machine
-wait "$machine" || code=$?
-# The reader ends when qemu closes the fifo; if qemu never opened it, end it.
-[ -s "$tmp/exit" ] || kill "$reader" 2>/dev/null || true
-wait "$reader" 2>/dev/null || true
+boot
+for _ in 1 2; do
+  fell || break
+  echo "vm-run.sh: the kernel did not get as far as the command; once more" >&2
+  boot
+done
 [ -z "$verbose" ] || cat "$tmp/console" >&2
 if [ -s "$tmp/exit" ]; then exit "$(<"$tmp/exit")"; fi
 {
