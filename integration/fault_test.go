@@ -484,26 +484,37 @@ func TestShimKilled(t *testing.T) {
 					eventually(t, patience, l.gone)
 				}
 				if command == "delete" {
-					e.forgetSockets(t)
+					e.awaitSocket(t, l.id)
 				}
 			})
 		}
 	})
 }
 
-// forgetSockets removes sockets whose shims were killed while a client deleted the task.
-// containerd takes the bundle away then, at the same time as it executes the shim's
-// delete; when that comes too late it finds no plan, and looks for the socket in the
-// default folder, which this is not.
-func (e *env) forgetSockets(t *testing.T) {
+// awaitSocket waits until the socket of a shim is gone that was killed while a client
+// deleted the task. containerd takes the bundle away then, at the same time as it executes
+// the shim's delete; when that comes too late it finds no plan, warns, and looks for the
+// socket in the default folder, which this is not: then it is removed here.
+func (e *env) awaitSocket(t *testing.T, id string) {
 	t.Helper()
-	left, err := filepath.Glob(e.Dir + "/s/*")
-	for _, socket := range left {
-		err = errors.Join(err, os.Remove(socket))
-	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		t.Error(err)
-	}
+	eventually(t, patience, func() string {
+		left, err := filepath.Glob(e.Dir + "/s/*")
+		if err != nil {
+			return err.Error()
+		}
+		if len(left) == 0 {
+			return ""
+		}
+		if !strings.Contains(e.Log(60), `"warnings while cleaning up dead shim" id=`+id+" ") {
+			return fmt.Sprintf("sockets %v", left)
+		}
+		for _, socket := range left {
+			if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err.Error()
+			}
+		}
+		return ""
+	})
 }
 
 // checkExit looks at the last exit event of a container.
