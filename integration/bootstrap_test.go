@@ -30,6 +30,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/berthd/berth/integration/host"
+	"github.com/berthd/berth/integration/programs"
 )
 
 // streams runs cmd and returns what it printed, apart.
@@ -357,10 +358,7 @@ func TestInfo(t *testing.T) {
 			return
 		}
 		// A runtime that has no such command.
-		old := filepath.Join(t.TempDir(), "old")
-		if err := os.WriteFile(old, []byte("#!/bin/sh\necho unknown command >&2\nexit 1\n"), 0o755); err != nil { //nolint:gosec // a program
-			t.Fatal(err)
-		}
+		old := programs.Write(t, filepath.Join(t.TempDir(), "old"), "#!/bin/sh\necho unknown command >&2\nexit 1\n")
 		options, err := typeurl.MarshalAnyToProto(&runcopts.Options{BinaryName: old})
 		if err != nil {
 			t.Fatal(err)
@@ -508,10 +506,8 @@ func TestCreateTimeout(t *testing.T) {
 	t.Parallel()
 	ownDaemon(t, host.Options{}, func(t *testing.T, e *env) {
 		e.berthOnly(t)
-		hang := filepath.Join(t.TempDir(), "runc")
-		if err := os.WriteFile(hang, []byte("#!/bin/sh\ncase \"$*\" in *' create '*) exec sleep 1000;; esac\nexec runc \"$@\"\n"), 0o755); err != nil { //nolint:gosec // a program
-			t.Fatal(err)
-		}
+		hang := programs.Write(t, filepath.Join(t.TempDir(), "runc"),
+			"#!/bin/sh\ncase \"$*\" in *' create '*) exec sleep 1000;; esac\nexec runc \"$@\"\n")
 		s := e.shimNamed(t, id(t), &runtimeopts.Options{
 			TypeUrl: "berth.v1.Options", ConfigBody: fmt.Appendf(nil, "runtime = %q\ncreate_timeout = \"30s\"\n", hang),
 		})

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/berthd/berth/integration/host"
+	"github.com/berthd/berth/integration/programs"
 )
 
 // documentedImage is what documents run.
@@ -24,9 +25,7 @@ func (c *cli) shell(t *testing.T, script string) *exec.Cmd {
 	berth := c.command(t)
 	bin := t.TempDir()
 	text := fmt.Sprintf("#!/bin/sh\nexec '%s' \"$@\"\n", strings.Join(berth.Args, "' '"))
-	if err := os.WriteFile(filepath.Join(bin, "berth"), []byte(text), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	programs.Write(t, filepath.Join(bin, "berth"), text)
 	cmd := exec.Command("sh", "-ec", script)
 	cmd.Dir = c.Dir
 	cmd.Env = append(slices.Clone(berth.Env), "PATH="+bin+":"+host.Deps("bin")+":"+os.Getenv("PATH"))

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/integration/host"
+	"github.com/berthd/berth/integration/programs"
 )
 
 // ctrRun is `ctr run` with the runtime under test. The drop-in form is a path
@@ -150,9 +151,7 @@ func TestCtrFlags(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(root+"/bin/sh", b, 0o755); err != nil { //nolint:gosec // a program
-			t.Fatal(err)
-		}
+		programs.Write(t, root+"/bin/sh", b)
 		cases := map[string][]string{
 			"null-io": {"--rm", "--null-io", host.Busybox},
 			"rootfs":  {"--rm", "--rootfs", root},

@@ -29,6 +29,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/berthd/berth/integration/host"
+	"github.com/berthd/berth/integration/programs"
 )
 
 // saboteur is an OCI runtime that is runc, unless told otherwise for a command. What
@@ -58,9 +59,7 @@ fi
 while [ -e $cd_dir/hang.$word ]; do sleep 0.05; done
 exec ` + host.Deps("bin/runc") + ` "$@"
 `
-	if err := os.WriteFile(s.program(), []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	programs.Write(t, s.program(), script)
 	// What containerd does behind its callers' back needs the program.
 	t.Cleanup(func() {
 		eventually(t, patience, func() string {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/integration/host"
+	"github.com/berthd/berth/integration/programs"
 )
 
 // Parts of a host below the folder that is one.
@@ -274,12 +275,8 @@ func TestInstallRefuses(t *testing.T) {
 	m.refuses(t, []string{"is not this host"}, "install", "--restart")
 	m.refuses(t, []string{`--handler: "a b"`}, "install", "--handler", "a b")
 
-	old := m.root + "-old"
-	write(t, old, "#!/bin/sh\necho containerd github.com/containerd/containerd v1.7.30 abcdef\n")
+	old := programs.Write(t, m.root+"-old", "#!/bin/sh\necho containerd github.com/containerd/containerd v1.7.30 abcdef\n")
 	t.Cleanup(func() { _ = os.Remove(old) })
-	if err := os.Chmod(old, 0o755); err != nil {
-		t.Fatal(err)
-	}
 	m.containerd = old
 	m.refuses(t, []string{old + " is containerd 1.7, and 2.0 or later is needed"}, "install")
 	m.containerd = m.root + "/none"

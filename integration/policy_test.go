@@ -21,6 +21,7 @@ import (
 	"github.com/berthd/berth/integration/cri"
 	"github.com/berthd/berth/integration/host"
 	"github.com/berthd/berth/integration/image"
+	"github.com/berthd/berth/integration/programs"
 	server "github.com/berthd/berth/integration/registry"
 	"github.com/berthd/berth/integration/signing"
 )
@@ -81,7 +82,7 @@ func guard(t *testing.T, auth server.Auth, toml string) *guarded {
 	forget()
 	t.Cleanup(forget)
 	for _, path := range []string{policyFile, "/etc/containers/registries.d/registry.example.yaml"} {
-		g.write(t, path, path, 0o644)
+		write(t, path, g.documented(t, path))
 	}
 	team, apps := keys(t)
 	for _, name := range []string{"other/app:1", "public/app:1", "team/app:1", "team/app:unsigned", "apps/app:1", "apps/app:unsigned"} {
@@ -159,17 +160,14 @@ func documentedFiles(t *testing.T, local *strings.Replacer) map[string]string {
 	return files
 }
 
-// write puts a documented file somewhere.
-func (g *guarded) write(t *testing.T, file, path string, mode os.FileMode) {
+// documented is the text of one of the guide's files.
+func (g *guarded) documented(t *testing.T, file string) string {
 	t.Helper()
 	text, ok := g.files[file]
 	if !ok {
 		t.Fatalf("%s shows no %s", policyDoc, file)
 	}
-	write(t, path, text)
-	if err := os.Chmod(path, mode); err != nil {
-		t.Fatal(err)
-	}
+	return text
 }
 
 // script puts the guide's script in the place of the link, with more flags.
@@ -179,8 +177,7 @@ func (g *guarded) script(t *testing.T, flags string) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	g.files[verifierFile] = strings.Replace(g.files[verifierFile], `"$@"`, flags+` "$@"`, 1)
-	g.write(t, verifierFile, path, 0o755)
+	programs.Write(t, path, strings.Replace(g.documented(t, verifierFile), `"$@"`, flags+` "$@"`, 1))
 }
 
 // pull is the kubelet's.

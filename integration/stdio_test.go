@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/integration/host"
+	"github.com/berthd/berth/integration/programs"
 )
 
 // reader is a fifo's reading end, opened before there is a writer.
@@ -224,11 +225,7 @@ func TestFileOutput(t *testing.T) {
 // logger writes a logging program and returns its URI's path.
 func logger(t *testing.T, script string) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "logger")
-	if err := os.WriteFile(path, []byte("#!/bin/busybox sh\n"+script), 0o755); err != nil { //nolint:gosec // a program
-		t.Fatal(err)
-	}
-	return path
+	return programs.Write(t, filepath.Join(t.TempDir(), "logger"), "#!/bin/busybox sh\n"+script)
 }
 
 // 32: what a logging program gets.

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/integration/host"
+	"github.com/berthd/berth/integration/programs"
 )
 
 // copyOf returns a copy of the shim's program, which is another file to the
@@ -30,11 +31,7 @@ func (e *env) copyOf(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(t.TempDir(), "containerd-shim-berth-v1")
-	if err := os.WriteFile(path, b, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return path
+	return programs.Write(t, filepath.Join(t.TempDir(), "containerd-shim-berth-v1"), b)
 }
 
 func program(t *testing.T, pid int) string {
@@ -284,9 +281,7 @@ func TestUpgradeToABrokenProgramIsRefused(t *testing.T) {
 			"no program":    "\x7fELF nonsense",
 			"older version": "#!/bin/sh\necho 'unknown command' >&2; exit 3\n",
 		} {
-			if err := os.WriteFile(broken, []byte(text), 0o755); err != nil {
-				t.Fatal(err)
-			}
+			programs.Write(t, broken, text)
 			if err := control(broken); err == nil || !strings.Contains(err.Error(), broken) {
 				t.Errorf("%s: got %v, want an error that names the program", name, err)
 			}

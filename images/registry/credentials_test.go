@@ -19,6 +19,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/berthd/berth/images/registry"
+	"github.com/berthd/berth/integration/programs"
 	server "github.com/berthd/berth/integration/registry"
 )
 
@@ -104,15 +105,11 @@ func TestRegistryToken(t *testing.T) {
 func TestCredentialHelper(t *testing.T) {
 	s := serve(t, server.Options{Auth: server.Basic})
 	bin := t.TempDir()
-	helper := filepath.Join(bin, "docker-credential-berthtest")
-	write(t, helper, fmt.Sprintf(`#!/bin/sh
+	programs.Write(t, filepath.Join(bin, "docker-credential-berthtest"), fmt.Sprintf(`#!/bin/sh
 read server
 [ "$server" = %q ] || { echo "credentials not found in native keychain"; exit 1; }
 echo '{"ServerURL": "", "Username": %q, "Secret": %q}'
 `, s.Address, server.Username, server.Password))
-	if err := os.Chmod(helper, 0o755); err != nil {
-		t.Fatal(err)
-	}
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	file := write(t, filepath.Join(t.TempDir(), "auth.json"), fmt.Sprintf(`{"credHelpers": {%q: "berthtest"}}`, s.Address))
 	for name, r := range map[string]*registry.Registry{

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berthd/berth/integration/host"
+	"github.com/berthd/berth/integration/programs"
 	berth "github.com/berthd/berth/plugin/runtime"
 	"github.com/berthd/berth/plugin/runtime/handler"
 )
@@ -123,12 +124,8 @@ func TestRuntimeRestoreRefused(t *testing.T) {
 	r := withService(t)
 	calls := filepath.Join(dir, "calls")
 	script := "#!/bin/sh\necho \"$*\" >> " + calls + "\nexec " + host.Deps("bin/runc") + " \"$@\"\n"
-	if err := os.WriteFile(filepath.Join(dir, "runc"), []byte(script), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	r.configure(t, func(c *handler.Config) {
-		c.Handlers["logged"] = &handler.Handler{Path: filepath.Join(dir, "runc")}
-	})
+	logged := programs.Write(t, filepath.Join(dir, "runc"), script)
+	r.configure(t, func(c *handler.Config) { c.Handlers["logged"] = &handler.Handler{Path: logged} })
 	q := hostPod(t)
 	q.Handler = "logged"
 	p := r.pod(t, q)

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/berthd/berth/integration/programs"
 	"github.com/berthd/berth/shim/cgroup"
 	"github.com/berthd/berth/shim/fault"
 	"github.com/berthd/berth/shim/plan"
@@ -48,9 +49,7 @@ func liveContainer(t *testing.T, w *world, script string) identity {
 	if err != nil {
 		t.Fatalf("%v: install busybox-static", err)
 	}
-	if err := os.WriteFile(filepath.Join(rootfs, "bin", "busybox"), b, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	programs.Write(t, filepath.Join(rootfs, "bin", "busybox"), b)
 	w.write(filepath.Join(w.bundle, "config.json"), fmt.Sprintf(`{
 	"ociVersion": "1.2.0",
 	"process": {"user": {}, "args": ["/bin/busybox", "sh", "-c", %q], "env": ["PATH=/bin"], "cwd": "/"},
@@ -327,11 +326,7 @@ func TestInfo(t *testing.T) {
 	}
 
 	// A runtime that knows no features.
-	script := filepath.Join(t.TempDir(), "runtime")
-	w.write(script, "#!/bin/sh\necho what\nexit 1\n")
-	if err := os.Chmod(script, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	script := programs.Write(t, filepath.Join(t.TempDir(), "runtime"), "#!/bin/sh\necho what\nexit 1\n")
 	opts := bare(t, &options.Options{BinaryName: script})
 	if i := info(marshal(t, opts)); i.Features != nil || !proto.Equal(i.Options, opts) {
 		t.Errorf("got %v", i)

@@ -3,13 +3,13 @@
 package handover_test
 
 import (
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/berthd/berth/integration/programs"
 	"github.com/berthd/berth/shim/fault"
 	"github.com/berthd/berth/shim/handover"
 	"github.com/berthd/berth/shim/loop"
@@ -71,11 +71,7 @@ func TestCheckRefusesABrokenProgram(t *testing.T) {
 		}
 	}()
 	program := func(name, text string) string {
-		path := filepath.Join(t.TempDir(), name)
-		if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		return path
+		return programs.Write(t, filepath.Join(t.TempDir(), name), text)
 	}
 	for name, tc := range map[string]struct{ path, want string }{
 		"good":       {program("good", "#!/bin/sh\ntest \"$1\" = check-state && test \"$(cat)\" = state\n"), ""},

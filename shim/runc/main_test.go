@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berthd/berth/integration/programs"
 	"github.com/berthd/berth/shim/loop"
 	"github.com/berthd/berth/shim/process"
 )
@@ -104,9 +105,7 @@ func busyboxBundle(t *testing.T, script string, terminal bool) string {
 	if err != nil {
 		t.Fatalf("%v: install busybox-static", err)
 	}
-	if err := os.WriteFile(filepath.Join(bin, "busybox"), b, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	programs.Write(t, filepath.Join(bin, "busybox"), b)
 	if err := os.Symlink("busybox", filepath.Join(bin, "sh")); err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berthd/berth/integration/programs"
 	"github.com/berthd/berth/shim/cgroup"
 	"github.com/berthd/berth/shim/fault"
 	"github.com/berthd/berth/shim/process"
@@ -249,12 +250,8 @@ func terminal(t *testing.T, runtime string) {
 // script is a runtime that fails in a way that no real one can be made to.
 func script(t *testing.T, text string) *Runtime {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "runtime")
-	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text), 0o755); err != nil {
-		t.Fatal(err)
-	}
 	r := newRuntime(t, "runc", t.TempDir())
-	r.Path = path
+	r.Path = programs.Write(t, filepath.Join(t.TempDir(), "runtime"), "#!/bin/sh\n"+text)
 	return r
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/berthd/berth/integration/programs"
 	"github.com/berthd/berth/shim/crilog"
 	"github.com/berthd/berth/shim/fault"
 )
@@ -353,11 +354,7 @@ func TestJournalThatIsAway(t *testing.T) {
 // script writes a logging program.
 func (r *rig) script(body string) string {
 	r.t.Helper()
-	path := r.dir + "/logger"
-	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+body), 0o755); err != nil {
-		r.t.Fatal(err)
-	}
-	return path
+	return programs.Write(r.t, r.dir+"/logger", "#!/bin/sh\n"+body)
 }
 
 func TestBinaryLogger(t *testing.T) {

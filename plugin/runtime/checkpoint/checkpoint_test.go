@@ -23,6 +23,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/berthd/berth/integration/host"
+	"github.com/berthd/berth/integration/programs"
 	"github.com/berthd/berth/plugin/labels"
 )
 
@@ -449,9 +450,7 @@ func TestRefused(t *testing.T) {
 	}
 	none := Engine{Client: b.Engine.Client, CRIU: filepath.Join(b.dir, "nocriu")}
 	old := Engine{Client: b.Engine.Client, CRIU: filepath.Join(b.dir, "oldcriu")}
-	if err := os.WriteFile(old.CRIU, []byte("#!/bin/sh\necho Version: 3.9.1\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	programs.Write(t, old.CRIU, "#!/bin/sh\necho Version: 3.9.1\n")
 	b.create(t, "c", containers.Container{})
 	for name, e := range map[string]*Engine{"no criu": &none, "3.9.1": &old} {
 		if _, err := e.Restore(b.ctx, &Checkpoint{Dir: good}, r); !errdefs.IsNotImplemented(err) {

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/integration/host"
+	"github.com/berthd/berth/integration/programs"
 )
 
 func TestMain(m *testing.M) {
@@ -59,7 +60,7 @@ func newWorld(t *testing.T, plugins ...string) *world {
 			t.Fatal(err)
 		}
 	}
-	w.write(t, "conf/10-test.conflist", fmt.Sprintf(`{"cniVersion": "1.0.0", "name": %q, "plugins": [%s]}`, name, strings.Join(chain, ",")), 0o644)
+	w.write(t, "conf/10-test.conflist", fmt.Sprintf(`{"cniVersion": "1.0.0", "name": %q, "plugins": [%s]}`, name, strings.Join(chain, ",")))
 	var err error
 	w.Pods, err = Open(Config{
 		State: w.dir + "/state", Namespace: "ns", ConfDir: w.dir + "/conf", BinDirs: []string{host.Deps("cni"), w.dir + "/bin"},
@@ -81,9 +82,9 @@ func newWorld(t *testing.T, plugins ...string) *world {
 	return w
 }
 
-func (w *world) write(t *testing.T, name, text string, mode os.FileMode) {
+func (w *world) write(t *testing.T, name, text string) {
 	t.Helper()
-	if err := os.WriteFile(filepath.Join(w.dir, name), []byte(text), mode); err != nil {
+	if err := os.WriteFile(filepath.Join(w.dir, name), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -229,7 +230,7 @@ func TestLeftovers(t *testing.T) {
 			}
 		},
 		"half a record": func(t *testing.T, w *world, _ *Attachment) {
-			w.write(t, "state/p/network.json", `{"requ`, 0o600)
+			w.write(t, "state/p/network.json", `{"requ`)
 			if _, err := w.Find("p"); !errdefs.IsDataLoss(err) {
 				t.Errorf("found: %v", err)
 			}
@@ -268,12 +269,12 @@ func TestLeftovers(t *testing.T) {
 // time.
 func TestRemovedTwice(t *testing.T) {
 	w := newWorld(t, `{"type": "alone"}`)
-	w.write(t, "bin/alone", `#!/bin/sh
+	programs.Write(t, w.dir+"/bin/alone", `#!/bin/sh
 [ "$CNI_COMMAND" != ADD ] || { echo '{"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "x"}]}'; exit 0; }
 mkdir `+w.dir+`/busy || exit 1
 sleep 0.3
 rmdir `+w.dir+`/busy
-`, 0o755)
+`)
 	w.add(t, Request{PodID: "p"})
 	errs := make(chan error, 2)
 	for range cap(errs) {
@@ -290,11 +291,11 @@ rmdir `+w.dir+`/busy
 // A plugin late in the chain fails: the ones before it are undone.
 func TestFailedAdd(t *testing.T) {
 	w := newWorld(t, `{"type": "fails"}`)
-	w.write(t, "bin/fails", `#!/bin/sh
+	programs.Write(t, w.dir+"/bin/fails", `#!/bin/sh
 [ "$CNI_COMMAND" = ADD ] || exit 0
 echo '{"cniVersion": "1.0.0", "code": 100, "msg": "no more today"}'
 exit 1
-`, 0o755)
+`)
 	_, err := w.Add(context.Background(), Request{PodID: "p"})
 	if err == nil || !strings.Contains(err.Error(), "no more today") || !strings.Contains(err.Error(), "pod p") {
 		t.Errorf("error %v", err)
@@ -305,11 +306,11 @@ exit 1
 // What a request says reaches the plugins that ask for it.
 func TestCapabilities(t *testing.T) {
 	w := newWorld(t, `{"type": "notes", "capabilities": {"bandwidth": true, "portMappings": true, "dns": true, "io.kubernetes.cri.pod-annotations": true}}`)
-	w.write(t, "bin/notes", `#!/bin/sh
+	programs.Write(t, w.dir+"/bin/notes", `#!/bin/sh
 cat > `+w.dir+`/conf.$CNI_COMMAND
 echo "$CNI_ARGS" > `+w.dir+`/args
 [ $CNI_COMMAND != ADD ] || echo '{"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "x"}], "ips": [{"address": "198.18.7.9/24", "interface": 0}], "dns": {"nameservers": ["198.18.7.53"]}}'
-`, 0o755)
+`)
 	a := w.add(t, Request{
 		PodID: "p", PodName: "pod", PodNamespace: "default", PodUID: "uid",
 		Bandwidth: &Bandwidth{IngressRate: 1000, EgressRate: 2000}, DNS: &DNS{Servers: []string{"192.0.2.1"}},
