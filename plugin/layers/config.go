@@ -11,8 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
-	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
@@ -20,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/docker/go-units"
 	"github.com/moby/sys/userns"
+	"golang.org/x/sys/unix"
 
 	"github.com/berthd/berth/snapshotter"
 )
@@ -102,13 +101,6 @@ func Supported(root string) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("the snapshotter mounts, and needs root: %w", errdefs.ErrNotImplemented)
 	}
-	known, err := overlayfs()
-	if err != nil {
-		return err
-	}
-	if !known {
-		return fmt.Errorf("the kernel has no overlayfs (modprobe overlay): %w", errdefs.ErrNotImplemented)
-	}
 	dir := existing(root)
 	typed, err := fs.SupportsDType(dir)
 	if err != nil {
@@ -117,19 +109,15 @@ func Supported(root string) error {
 	if !typed {
 		return fmt.Errorf("the file system of %s has no types in its directories (xfs: ftype=1): %w", root, errdefs.ErrNotImplemented)
 	}
-	if err := overlayutils.SupportsMultipleLowerDir(dir); err != nil {
+	// A mount has the kernel load what it lacks.
+	err = overlayutils.SupportsMultipleLowerDir(dir)
+	if errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("the kernel has no overlayfs (modprobe overlay): %w", errdefs.ErrNotImplemented)
+	}
+	if err != nil {
 		return fmt.Errorf("the file system of %s cannot be below an overlay: %w: %w", root, err, errdefs.ErrNotImplemented)
 	}
 	return nil
-}
-
-// overlayfs tells whether the kernel has it.
-func overlayfs() (bool, error) {
-	known, err := os.ReadFile("/proc/filesystems")
-	if err != nil {
-		return false, err
-	}
-	return slices.Contains(strings.Fields(string(known)), "overlay"), nil
 }
 
 // existing is the part of a path that is there, whose file system the rest will have.
