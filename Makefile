@@ -14,8 +14,7 @@ GOTEST  := $(GO) test -count=1 -vet=off
 # In `make test` the race detector looks at those whose concurrency is their own; they
 # are built with it soon, and what links containerd takes ten minutes.
 RACED   := ./shim/... ./snapshotter/...
-# The longest is the first.
-UNRACED  = ./plugin/runtime $(shell $(GO) list ./... | grep -vE '/(integration|shim|snapshotter)(/|$$)')
+UNRACED  = $(shell $(GO) list ./... | grep -vE '/(integration|shim|snapshotter)(/|$$)')
 
 # What `make run` runs; empty: images made here.
 IMAGE :=
