@@ -43,9 +43,14 @@ const (
 	stallAt   = 5 << 19
 )
 
+// interruptions has each test make layers of its own: what the one before it left for
+// the garbage collector is not found.
+var interruptions int
+
 func interrupt(t *testing.T, r *rig, name string) *interrupted {
 	t.Helper()
-	ref, img := r.push(t, name, image.Noise(3, layerSize))
+	interruptions++
+	ref, img := r.push(t, name, image.Noise(3, layerSize-interruptions))
 	i := &interrupted{rig: r, ref: ref, layers: layersOf(t, img)}
 	i.resume = r.registry.Inject(registry.Fault{Path: i.layers[2].String(), Do: registry.StallAfter(stallAt)})
 	return i
