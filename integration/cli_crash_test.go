@@ -47,7 +47,7 @@ func TestCLIKilled(t *testing.T) {
 			}
 		}
 		t.Run("create pod", func(t *testing.T) {
-			defer c.Settle(t, c.Count(t))
+			defer c.SettleKilled(t, c.Count(t))
 			takes := c.takes(t, "pod", "create", "p")
 			c.must(t, "pod", "rm", "-f", "p")
 			for part := range moments {
@@ -62,7 +62,7 @@ func TestCLIKilled(t *testing.T) {
 			}
 		})
 		t.Run("remove pod", func(t *testing.T) {
-			defer c.Settle(t, c.Count(t))
+			defer c.SettleKilled(t, c.Count(t))
 			var takes time.Duration
 			for part := -1; part < moments; part++ {
 				c.must(t, "pod", "create", "p")
@@ -76,7 +76,7 @@ func TestCLIKilled(t *testing.T) {
 			}
 		})
 		t.Run("run container", func(t *testing.T) {
-			defer c.Settle(t, c.Count(t))
+			defer c.SettleKilled(t, c.Count(t))
 			c.must(t, "pod", "create", "p")
 			takes := c.takes(t, "run", "-d", "--pod", "p", "--name", "a", host.Busybox, "sh", "-c", idling)
 			gone(t, 0)
@@ -91,7 +91,7 @@ func TestCLIKilled(t *testing.T) {
 			}
 		})
 		t.Run("remove container", func(t *testing.T) {
-			defer c.Settle(t, c.Count(t))
+			defer c.SettleKilled(t, c.Count(t))
 			c.must(t, "pod", "create", "p")
 			var takes time.Duration
 			for part := -1; part < moments; part++ {
@@ -106,7 +106,7 @@ func TestCLIKilled(t *testing.T) {
 			gone(t, moments)
 		})
 		t.Run("container with a pod of its own", func(t *testing.T) {
-			defer c.Settle(t, c.Count(t))
+			defer c.SettleKilled(t, c.Count(t))
 			takes := c.takes(t, "run", "-d", "--name", "p", host.Busybox, "sh", "-c", idling)
 			c.must(t, "container", "rm", "-f", "p")
 			for part := range moments {

@@ -110,10 +110,40 @@ func (d *Daemon) namespaces() []string {
 //	defer d.Settle(t, d.Count(t))
 func (d *Daemon) Settle(t testing.TB, before Census) {
 	t.Helper()
+	d.settle(t, before, settleTime, func() {})
+}
+
+// SettleKilled is Settle where callers of containerd were killed, see ForgetSockets. A
+// shim that nobody has connected to ends itself after a minute.
+func (d *Daemon) SettleKilled(t testing.TB, before Census) {
+	t.Helper()
+	d.settle(t, before, 90*time.Second, d.ForgetSockets)
+}
+
+// ForgetSockets removes the sockets of shims that no process has. containerd kills a
+// shim's `start` when its own caller is gone, and calls no `delete` then: the socket of
+// one that was about to start its shim stays.
+func (d *Daemon) ForgetSockets() {
+	sockets := entries(d.Dir + "/s/*")
+	// Asking the socket would be the connection that a shim waits for.
+	bound, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		return
+	}
+	for _, socket := range sockets {
+		if !strings.Contains(string(bound), socket) {
+			_ = os.Remove(socket)
+		}
+	}
+}
+
+func (d *Daemon) settle(t testing.TB, before Census, limit time.Duration, each func()) {
+	t.Helper()
 	if t.Failed() {
 		return // a test that stopped halfway has not cleaned up
 	}
-	for deadline := time.Now().Add(settleTime); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
+		each()
 		after, err := d.Census()
 		left := after.without(before)
 		if err == nil && len(left) == 0 {

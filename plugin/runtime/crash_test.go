@@ -198,6 +198,7 @@ func TestRuntimeKilledCreatingPod(t *testing.T) {
 func (r *rig) gone(t *testing.T, before host.Census) {
 	t.Helper()
 	eventually(t, 90*time.Second, func() string {
+		r.ForgetSockets()
 		now := r.Count(t)
 		for _, kind := range []string{"processes", "mounts", "cgroups", "netns", "bundles", "sockets", "snapshots", "leases", "containers", "files"} {
 			for _, line := range now[kind] {
