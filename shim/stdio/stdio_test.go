@@ -313,10 +313,17 @@ func TestSpoolOfASecondAbsence(t *testing.T) {
 	s := r.open(cfg)
 	r.on(func() { s.SetConnected(false) })
 	p := r.attach(s, "seq 50000; read x < "+r.fifo("go")+"; seq 50000")
+	goOn := -1
+	r.until("the first half is written", func() bool {
+		var err error
+		goOn, err = unix.Open(r.dir+"/go", unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		return err == nil // somebody reads
+	})
+	defer unix.Close(goOn)
 	r.until("the first half is spooled", func() bool { return p.out[0].waiting == source|sink && p.out[0].spool.Len() > 100000 })
 	r.on(func() { p.SetConnected(true) })
 	// The second half fills the pipe, and waits.
-	if err := os.WriteFile(r.dir+"/go", []byte("on\n"), 0); err != nil {
+	if _, err := unix.Write(goOn, []byte("on\n")); err != nil {
 		t.Fatal(err)
 	}
 	r.until("the reader is waited for", func() bool { return !p.working && p.out[0].waiting == sink })
